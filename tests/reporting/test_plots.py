@@ -116,6 +116,19 @@ def test_a_failed_cell_breaks_the_curve_and_is_named_in_the_legend() -> None:
     assert "FGSM (1 failed)" in figure.legends[0].get_texts()[0].get_text()
 
 
+def test_a_legend_says_how_many_examples_a_certificate_kept_from_attack() -> None:
+    table = made_up()
+    table["certified"] = [40 * (attack == "PGD-40") for attack in table["attack"]]
+    table.loc[table["eps"] == 0.05, "certified"] *= 20
+    for shown in (table, table[table["eps"] == 0.05]):
+        figure = figures.plot_accuracy_curves(shown, "LeNet", "linf")
+        texts = [each.get_text() for legend in figure.legends for each in legend.get_texts()]
+        texts += [each.get_text() for each in figure.axes[0].get_yticklabels()]
+        named = [text for text in texts if "certified" in text]
+        assert len(named) == 1
+        assert named[0].startswith("PGD-40\n(up to 800 of 1000 certified, not attacked)")
+
+
 def test_long_labels_that_differ_at_their_ends_are_told_apart() -> None:
     labels = [f"ResNet-18 trained on CIFAR-10 for 200 epochs with seed {k}" for k in range(3)]
     short = [style.shorten(label, 22) for label in labels]

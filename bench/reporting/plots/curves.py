@@ -36,6 +36,8 @@ class AccuracyCurve(NamedTuple):
     """Robust accuracy over eps of one attack, or of several with equal counts."""
 
     labels: list[str]
+    notes: list[str]
+    """What a legend says after each label: failed cells, examples that were not attacked."""
     own: bool
     family: str
     """The label without the library's name, common to an attack and its reference."""
@@ -114,16 +116,37 @@ def _curves(rows: pd.DataFrame) -> list[AccuracyCurve]:
         for name in ("robust_accuracy", "robust_low", "robust_high", "robust_correct", "n"):
             cells[name] = pd.to_numeric(cells[name]).astype(float).where(cells["status"] == "ok")
         failed = int((cells["status"] == "failed").sum())
+        note = f" ({failed} failed)" if failed else ""
+        note += _note_certified(cells)
         cells = _with_clean_point(cells, smallest)
         library = str(cells["implementation"].iloc[0])
-        text = shorten(label) + (f" ({failed} failed)" if failed else "")
-        curve = AccuracyCurve([text], library == OWN, _family(str(label), library), cells)
+        family = _family(str(label), library)
+        curve = AccuracyCurve([shorten(label)], [note], library == OWN, family, cells)
         counts = cells[["eps", "n", "robust_correct"]].fillna(-1).itertuples(index=False, name=None)
         key = ("failed", label) if failed else tuple(counts)
         same = merged.setdefault(key, curve)
         if same is not curve:
-            merged[key] = same._replace(labels=[*same.labels, text], own=same.own or curve.own)
+            merged[key] = same._replace(
+                labels=[*same.labels, *curve.labels],
+                notes=[*same.notes, note],
+                own=same.own or curve.own,
+            )
     return list(merged.values())
+
+
+def _note_certified(cells: pd.DataFrame) -> str:
+    """Say how many examples a curve counts as robust that were not attacked."""
+    if "certified" not in cells:
+        return ""
+    counts = pd.to_numeric(cells["certified"]).fillna(0).astype(int)
+    if not counts.any():
+        return ""
+    return f"\n(up to {counts.max()} of {cells['n'].max():.0f} certified, not attacked)"
+
+
+def _legend_text(curve: AccuracyCurve) -> str:
+    """Join the labels of attacks with equal counts, each with its note."""
+    return "\n= ".join(map(str.__add__, curve.labels, curve.notes))
 
 
 def _with_clean_point(cells: pd.DataFrame, smallest: float) -> pd.DataFrame:
@@ -208,7 +231,7 @@ def _lines(
             style = {"color": look["color"], "linestyle": "none", "capsize": 3}
             axes.errorbar(eps[alone], accuracy[alone], yerr=bar, **style)
         handles.append(line)
-        labels.append("\n= ".join(curve.labels))
+        labels.append(_legend_text(curve))
     for other in others:
         handles += axes.plot(other.eps, other.percents, linestyle=":", linewidth=0.9, **other.look)
         labels.append(other.label)
@@ -245,7 +268,8 @@ def select_ticks(values: Iterable[float]) -> list[float]:
 
 
 def _points(curves: Sequence[AccuracyCurve], others: Sequence[ReferenceCurve]) -> Figure:
-    figure = Figure(figsize=(7.0, 1.3 + 0.34 * sum(len(c.labels) for c in curves)))
+    lines = sum(_legend_text(curve).count("\n") + 1 for curve in curves)
+    figure = Figure(figsize=(7.0, 1.3 + 0.34 * lines))
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
     for place, (curve, look) in enumerate(zip(curves, _looks(curves), strict=True)):
@@ -261,6 +285,6 @@ def _points(curves: Sequence[AccuracyCurve], others: Sequence[ReferenceCurve]) -
         axes.plot(percents, places, linestyle="none", label=other.label, **other.look)
     if others:
         figure.legend(loc="outside right upper")
-    axes.set_yticks(range(len(curves)), ["\n= ".join(curve.labels) for curve in curves])
+    axes.set_yticks(range(len(curves)), [_legend_text(curve) for curve in curves])
     axes.set(xlim=(-2, 102), ylim=(len(curves) - 0.5, -0.5), xlabel="robust accuracy (%)")
     return figure
