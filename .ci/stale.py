@@ -50,6 +50,8 @@ class PublishedRun(NamedTuple):
     settings: Mapping[tuple[str, str], Mapping[str, Any]]
     """Model and attack -> recorded settings."""
     identities: Mapping[Key, str]
+    entry: str = ""
+    """Name of an entry of a leaderboard."""
 
     @property
     def mark(self) -> str:
@@ -101,7 +103,23 @@ def _read_entry(path: Path) -> PublishedRun:
         manifest=baseline,
         settings={(each["model"], each["attack"]): each["settings"] for each in baseline["tasks"]},
         identities={},
+        entry=path.parent.name,
     )
+
+
+def read_pages(results: Path = RESULTS) -> dict[Path, list[PublishedRun]]:
+    """Read what all folders of results/ record, by the page that says whether it is stale.
+
+    Args:
+        results: The folder of the published results.
+
+    Returns:
+        Page -> its run; its entries, where it is that of a leaderboard.
+    """
+    pages: dict[Path, list[PublishedRun]] = {}
+    for run in read_published_runs(results):
+        pages.setdefault(run.report, []).append(run)
+    return pages
 
 
 def _commit(about: Mapping[str, Any]) -> str:
@@ -124,6 +142,25 @@ def find_reasons(run: PublishedRun, data_dir: Path | None = None) -> list[str]:
     if not (ROOT / "suites" / f"{run.suite}.toml").is_file():
         return [f"there is no suites/{run.suite}.toml any more"]
     return list(_list_reasons(run, read_suite(run.suite), data_dir))
+
+
+def find_page_reasons(
+    runs: list[PublishedRun], data_dir: Path | None = None
+) -> tuple[PublishedRun, list[str]]:
+    """Compare all runs of a page.
+
+    Args:
+        runs: What the folder records.
+        data_dir: As for `find_reasons`.
+
+    Returns:
+        The first stale run, or the first of all; clauses that name the entry they are about.
+    """
+    found = [(run, find_reasons(run, data_dir)) for run in runs]
+    reasons = [
+        f"entry {run.entry}: {each}" if run.entry else each for run, own in found for each in own
+    ]
+    return next((run for run, own in found if own), runs[0]), reasons
 
 
 def _list_reasons(run: PublishedRun, suite: Suite, data_dir: Path | None) -> Iterator[str]:
@@ -247,12 +284,9 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, help="compare identities, with the data in here")
     parser.add_argument("--mark", action="store_true", help="write into the reports what is stale")
     options = parser.parse_args()
-    wrong, seen = 0, set()
-    for run in read_published_runs():
-        if run.report in seen:  # one page for all entries of the leaderboard
-            continue
-        seen.add(run.report)
-        reasons = find_reasons(run)  # what a report says does not depend on the data at hand
+    wrong = 0
+    for runs in read_pages().values():
+        run, reasons = find_page_reasons(runs)  # a report does not depend on the data at hand
         name, text = run.report.relative_to(ROOT), run.report.read_text(encoding="utf-8")
         if options.mark:
             run.report.write_text(mark_report(text, run, reasons), encoding="utf-8")
@@ -260,7 +294,7 @@ def main() -> int:
             wrong += 1
             print(f"{name}: does not say this below its title; write it there with --mark")
         if options.data_dir is not None:
-            found = find_reasons(run, options.data_dir)
+            run, found = find_page_reasons(runs, options.data_dir)
             wrong += bool(found) and not reasons
             reasons = found
         print(f"{name}: {f'stale: {run.commit}, ' + '; '.join(reasons) if reasons else 'current'}")

@@ -257,8 +257,7 @@ class _Describer:
             function.__qualname__,
             tree or self._compiled(code, function.__doc__),
             self._code(file),
-            self._bound(function),
-            self._read_values([function]),
+            self._bound(function) + self._read_values([function]),
         ]
         if not content:  # typed at a prompt or in a notebook: no file has what it refers to
             parts.append(self._describe_fields(_global_values(function)))
