@@ -185,6 +185,26 @@ def test_no_broad_except_hides_a_bug_outside_foreign_code() -> None:
     ]  # fmt: skip
 
 
+def names_interrupt(node: ast.AST) -> bool:
+    return any(isinstance(n, ast.Name) and n.id == "KeyboardInterrupt" for n in ast.walk(node))
+
+
+def test_code_that_catches_every_exception_lets_ctrl_c_end_the_run() -> None:
+    # A worker process ignores Ctrl-C: its parent ends it.
+    ignoring = {"execution/backends/process.py"}
+    deaf = [
+        f"{path}:{handler.lineno}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Try)
+        for at, handler in enumerate(node.handlers)
+        if handler.type is None or ast.unparse(handler.type) == "BaseException"
+        if not any(names_interrupt(each) for each in node.handlers[: at + 1])
+        if path.as_posix() not in ignoring
+    ]
+    assert deaf == []
+
+
 def test_the_rules_above_would_see_an_offender() -> None:
     bad = ast.parse('"""pgd"""\nimport requests\nfrom bench import cli\nx = "pgd"\n')
     assert list(imported(bad)) == ["requests", "bench.cli"]

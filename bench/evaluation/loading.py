@@ -19,7 +19,6 @@ from bench.core.contracts.model import Model
 from bench.core.contracts.types import GPUS, Access
 from bench.core.errors import SuiteError, describe, nearest
 from bench.core.foreign import call_factory, own_location
-from bench.datasets import inputs
 from bench.datasets.as_data import as_data, call_loader, find_loader
 from bench.engine import determinism
 from bench.engine.device import find_missing_arithmetic
@@ -149,22 +148,6 @@ def describe_params(params: Mapping[str, Any], base: Path) -> str:
         return value if content is None else hashlib.sha256(content).hexdigest()
 
     return repr(describe_value(params))
-
-
-def check_tensors(name: str, x: Any, y: Any) -> None:
-    """Check that two tensors are images (n, c, h, w) and integer labels (n,).
-
-    Args:
-        name: Of the data, for the sentence.
-        x: The images.
-        y: The labels.
-
-    Raises:
-        SuiteError: They are not.
-    """
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        raise SuiteError(f"data {name}: expected two tensors, got {type(x)} and {type(y)}")
-    inputs.check_shapes(f"data {name}", x, y)
 
 
 # ------------------------------------------------------------------------------------------ models

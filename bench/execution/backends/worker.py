@@ -248,6 +248,8 @@ class Worker:
     def _run_clean_pass(self, model: str) -> None:
         try:
             self.evaluator.clean_pass(model)
+        except KeyboardInterrupt:
+            raise
         except BaseException:  # user's code: each of its cells raises the same and reports it
             return
 
