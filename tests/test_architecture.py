@@ -225,6 +225,28 @@ def test_the_docstring_of_a_package_names_its_modules() -> None:
     assert unnamed == []
 
 
+def docstrings(tree: ast.AST) -> Iterator[str]:
+    """Every string that stands alone: of modules, classes, functions and attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            yield str(node.value.value)
+
+
+def test_what_docstrings_refer_to_in_a_module_is_there() -> None:
+    suffixes = ("py", "toml", "tex", "md", "csv", "json", "html", "pt")
+    words: dict[str, set[str]] = {}
+    for path in FILES:
+        words.setdefault(path.stem, set()).update(re.findall(r"\w+", path.read_text("utf-8")))
+    absent = [
+        f"{path}: `{module}.{name}`"
+        for path, tree in TREES.items()
+        for text in docstrings(tree)
+        for module, name in re.findall(r"`([a-z]\w+)\.(\w+)`", text)
+        if module in words and name not in words[module] and name not in suffixes
+    ]
+    assert absent == []
+
+
 def test_the_rules_above_would_see_an_offender() -> None:
     bad = ast.parse('"""pgd"""\nimport requests\nfrom bench import cli\nx = "pgd"\n')
     assert list(imported(bad)) == ["requests", "bench.cli"]

@@ -59,7 +59,7 @@ class ChunkCost(NamedTuple):
     floor_seconds: float
     """0 where the floor was not timed."""
     busy_seconds: float = 0.0
-    """As `seconds` and `floor_seconds`, in the seconds of `timing.busy`."""
+    """As `seconds` and `floor_seconds`, in the seconds of `timing.busy_seconds`."""
     busy_floor_seconds: float = 0.0
     nonfinite_gradients: int = 0
     """Gradients in which entries were not finite and counted as 0."""
