@@ -102,20 +102,6 @@ class Evaluator:
             batch_dependent="batch-dependent" in loaded.finding_names(),
         )
 
-    def unfit_reason(self, task: plan.AttackTask) -> str:
-        """Say why no cell of a task can be run.
-
-        Args:
-            task: The planned task.
-
-        Returns:
-            Why its model or its source is unfit; "" if both are fit.
-        """
-        for label in task.models:
-            if label in self.unfit:
-                return f"model '{label}' {self.unfit[label]}"
-        return ""
-
     def chunks(self) -> list[tuple[int, int]]:
         """List the chunks of the standard size, in which models are asked about clean images.
 

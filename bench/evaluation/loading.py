@@ -326,10 +326,7 @@ def find_default_weights(name: str) -> str | None:
     Returns:
         The first published name; None for a model that brings its own, as the user's do.
     """
-    registered = registry.find("models", name, Path())
-    if not isinstance(registered, Model):
-        return None
-    known = _known_weights(ModelEntry(name=name), registered, files.data_folder(None) / "weights")
+    known = _list_weights(name)
     return known[0] if known else None
 
 
@@ -344,13 +341,18 @@ def choose_weights(name: str, data: str) -> str | None:
         Those that were trained on the data set, or the only ones that there are; None for the
         user's own model, and where a choice would be a guess.
     """
-    registered = registry.find("models", name, Path())
-    if not isinstance(registered, Model):
-        return None
-    known = _known_weights(ModelEntry(name=name), registered, files.data_folder(None) / "weights")
+    known = _list_weights(name)
     if data in known:
         return data
     return known[0] if len(known) == 1 else None
+
+
+def _list_weights(name: str) -> list[str]:
+    """List the weights of a model by its name; none for a model that brings its own."""
+    registered = registry.find("models", name, Path())
+    if not isinstance(registered, Model):
+        return []
+    return _known_weights(ModelEntry(name=name), registered, files.data_folder(None) / "weights")
 
 
 def _known_weights(entry: ModelEntry, registered: Any, own_weights: Path) -> list[str]:
