@@ -1,17 +1,16 @@
 """bench measures how robust image classifiers are to adversarial examples.
 
 `evaluate` measures one model under one attack; `benchmark` runs several models and attacks as a
-suite does; `run` executes a suite as `bench run` does. All
-names that an attack, a model or a data set of a user's own needs are exported here; no deeper path
-is public.
+suite does; `run` executes a suite as `bench run` does. All names that an attack, a model or a data
+set of a user's own needs are exported here; no deeper path is public.
 
 The way of a number, from top to bottom, through the packages:
 
-    cli, pytest_plugin, api   what people type
-    workflows                 gate, leaderboard, explain, training, speed, single_image
+    cli, contract_tests       the command line; tests for packages that offer extensions
+    pytest_plugin, workflows  the pytest fixture; gate, leaderboard, explain, training, speed, ...
+    api                       Python functions
     reporting                 tables, plots, reports, web pages
-    analysis                  records to tables: accuracy, comparisons, cross-checks
-    execution                 a plan to a finished run, on any backend
+    analysis, execution       records to tables and comparisons; a plan to a finished run
     evaluation                a chunk of examples to records: craft, judge, verify
     storage                   records and manifest on disk
     suite                     a TOML file to a checked plan of cells

@@ -18,12 +18,11 @@ from bench.core.errors import RobustnessWarning, SuiteError
 from bench.core.exclusive import run_alone
 from bench.engine.default_dtype import default_to_float32
 from bench.engine.source_ensemble import SourceEnsemble
-from bench.evaluation import chunk_sizes, loading
+from bench.evaluation import chunk_sizes, loading, make_evaluator
 from bench.evaluation.adaptation_check import check_adaptations
 from bench.evaluation.audit import findings
 from bench.evaluation.audit.findings import Audit
 from bench.evaluation.audit.probe_models import probe_models
-from bench.evaluation.evaluator import Evaluator
 from bench.execution import events, runner, sharding
 from bench.execution.backends import subprocess
 from bench.execution.backends.limits import parse_limits
@@ -218,7 +217,7 @@ def evaluate(
     if checked.budgets is not None:
         raw |= {"budgets": checked.budgets, "batch_size": checked.batch_size}
     entry = parse_attack(raw, CALLER, given and given.attack, has_source=source is not None)
-    evaluator = Evaluator.from_tensors(
+    evaluator = make_evaluator.from_tensors(
         model,
         x,
         y,

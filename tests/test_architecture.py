@@ -185,6 +185,68 @@ def test_no_broad_except_hides_a_bug_outside_foreign_code() -> None:
     ]  # fmt: skip
 
 
+def names_interrupt(node: ast.AST) -> bool:
+    return any(isinstance(n, ast.Name) and n.id == "KeyboardInterrupt" for n in ast.walk(node))
+
+
+def test_code_that_catches_every_exception_lets_ctrl_c_end_the_run() -> None:
+    # A worker process ignores Ctrl-C: its parent ends it.
+    ignoring = {"execution/backends/process.py"}
+    deaf = [
+        f"{path}:{handler.lineno}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Try)
+        for at, handler in enumerate(node.handlers)
+        if handler.type is None or "BaseException" in ast.unparse(handler.type)
+        if not any(names_interrupt(each) for each in node.handlers[: at + 1])
+        if path.as_posix() not in ignoring
+    ]
+    assert deaf == []
+
+
+def test_the_docstring_of_a_package_names_its_modules() -> None:
+    # Of these the docstring says what every file is, and of attacks, models and data sets alike.
+    alike = {
+        "attacks/adapters", "cli", "contract_tests", "datasets/adapters", "engine/threats",
+        "models/adapters", "reporting/plots", "reporting/report", "reporting/trackers",
+        "workflows/speed/competitors",
+    }  # fmt: skip
+    unnamed = []
+    for path, tree in TREES.items():
+        assigned = {ast.unparse(each.targets[0]) for each in tree.body if type(each) is ast.Assign}
+        folder = path.parent.as_posix()
+        if path.name.startswith("__") or folder in {".", *alike}:
+            continue
+        text = ast.get_docstring(TREES[path.parent / "__init__.py"]) or ""
+        named = re.search(rf"`{path.stem}`", text) is not None
+        if not named and assigned.isdisjoint({"ATTACK", "MODEL", "DATASET"}):
+            unnamed.append(path.as_posix())
+    assert unnamed == []
+
+
+def docstrings(tree: ast.AST) -> Iterator[str]:
+    """Every string that stands alone: of modules, classes, functions and attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            yield str(node.value.value)
+
+
+def test_what_docstrings_refer_to_in_a_module_is_there() -> None:
+    suffixes = ("py", "toml", "tex", "md", "csv", "json", "html", "pt")
+    words: dict[str, set[str]] = {}
+    for path in FILES:
+        words.setdefault(path.stem, set()).update(re.findall(r"\w+", path.read_text("utf-8")))
+    absent = [
+        f"{path}: `{module}.{name}`"
+        for path, tree in TREES.items()
+        for text in docstrings(tree)
+        for module, name in re.findall(r"`([a-z]\w+)\.(\w+)`", text)
+        if module in words and name not in words[module] and name not in suffixes
+    ]
+    assert absent == []
+
+
 def test_the_rules_above_would_see_an_offender() -> None:
     bad = ast.parse('"""pgd"""\nimport requests\nfrom bench import cli\nx = "pgd"\n')
     assert list(imported(bad)) == ["requests", "bench.cli"]

@@ -204,8 +204,9 @@ def violation_table(stored: StoredRecords) -> pd.DataFrame:
     return broken[names].reset_index(drop=True)
 
 
-def _row(cell: Cell, stored: StoredRecords, positions: Any, n: int) -> dict[str, object]:
-    about: dict[str, object] = {
+def _describe_cell(cell: Cell) -> dict[str, object]:
+    """Return the columns that a cell has before it is run."""
+    return {
         "model": cell.model,
         "attack": cell.attack,
         "implementation": cell.implementation,
@@ -229,6 +230,10 @@ def _row(cell: Cell, stored: StoredRecords, positions: Any, n: int) -> dict[str,
         "predictions": cell.predictions,
         "cell": cell.identity,
     }
+
+
+def _row(cell: Cell, stored: StoredRecords, positions: Any, n: int) -> dict[str, object]:
+    about = _describe_cell(cell)
     pieces = [piece for piece in stored.pieces if piece.cell == cell.identity]
     done = sum(piece.last - piece.first for piece in pieces)
     if cell.reason:

@@ -32,6 +32,7 @@ from bench.core.contracts.learner import Learner, Losses, TrainingBatch
 from bench.core.contracts.types import Norm, Shape, Threat
 from bench.core.errors import ContractError, SuiteError
 from bench.core.rng import Noise
+from bench.engine.functional.losses import logit_difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +189,9 @@ def step(
     }
     _descend(optimisers["discriminator"], judging["clean"] + judging["adversarial"], d)
 
+    lead = -logit_difference(batch.target(x_adv), batch.y)
     fooling = {
-        "adversarial": _lead(batch.target(x_adv), batch.y).clamp(min=-params.kappa).mean(),
+        "adversarial": lead.clamp(min=-params.kappa).mean(),
         "GAN": (d(x_adv) - 1).square().mean(),
         "hinge": (delta.flatten(1).norm(dim=1) - params.c).clamp(min=0).mean(),
     }
@@ -204,12 +206,6 @@ def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, network: nn.Module)
     optimiser.zero_grad(set_to_none=True)
     loss.backward(inputs=list(network.parameters()))
     optimiser.step()
-
-
-def _lead(logits: Tensor, y: Tensor) -> Tensor:
-    """Compute z_y - max_{i != y} z_i, (n,): below 0 where the label is not predicted."""
-    others = logits.scatter(1, y[:, None], -torch.inf)
-    return logits.gather(1, y[:, None])[:, 0] - others.amax(1)
 
 
 def metadata(shape: Shape, threat: Threat) -> Mapping[str, str]:

@@ -102,7 +102,7 @@ def _write_card(run: Path, label: str | None, given: "dict[str, str]") -> Path:
 
 
 def _enter(folder: Path, run: Path, card: Path, suite: "Suite", options: "RunOptions") -> bool:
-    """Whether the model of a card entered the board, or why it did not."""
+    """Admit the model of a card, and return whether it entered; print why if it did not."""
     from bench.workflows.leaderboard import admission, entries, model_card
 
     description = model_card.read_card(card)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bench.execution.run_forecast import RunForecast, RunningUnit
 
 TICK = 1.0
-"""Seconds between two looks at the clock."""
+"""Seconds between two updates of what is shown."""
 LINE_SECONDS, LINE_SHARE = 5.0, 0.01
 """Seconds between two lines of progress, and the share of a long run's time that they grow to."""
 BAR = 8
@@ -34,7 +34,7 @@ def show_progress() -> "Iterator[Listener]":
         A listener for the events of a run.
     """
     if main.json_requested():
-        with _warnings_told(), JsonLines() as lines, _tick_regularly(lines.tick):
+        with _print_warnings(), JsonLines() as lines, _tick_regularly(lines.tick):
             yield lines.show_event
     else:
         with Bar(reasons=main.reasons_requested()) as bar, _tick_regularly(bar.tick):
@@ -60,7 +60,7 @@ def _tick_regularly(tick: Callable[[], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _warnings_told() -> Iterator[None]:
+def _print_warnings() -> Iterator[None]:
     """Print Python's warnings as events; what a library writes to stderr itself is not changed."""
 
     def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:

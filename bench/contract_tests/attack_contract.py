@@ -20,7 +20,7 @@ from bench.core.contracts.types import BALLS, Goal, Norm, Stop
 from bench.engine import stream, timing
 from bench.engine.functional import norms
 from bench.engine.threats.registry import find_threat
-from bench.evaluation import chunk, metrics
+from bench.evaluation import chunk, make_evaluator, metrics
 from bench.evaluation.crafting import Examples
 from bench.evaluation.evaluator import ChunkResult, Evaluator
 from bench.suite import plan
@@ -178,7 +178,7 @@ def build_evaluator(net: nn.Module, rows: int, seed: int = 0) -> Evaluator:
     Returns:
         The evaluator, which many cases can share.
     """
-    return Evaluator.from_tensors(
+    return make_evaluator.from_tensors(
         net, *label_images(net), torch.device("cpu"), batch_size=rows, seed=seed,
         use_acceleration=False,
     )  # fmt: skip

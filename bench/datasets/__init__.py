@@ -1,9 +1,10 @@
 """Provide data sets: one file each, named as the data set and ending in a DATASET record.
 
 Read `digits` first, then `as_data`, which makes a data set of what a user has. `inputs`, `arrays`
-and `examples` convert images and labels, `in_memory` and `streamed` make a `Data` of them,
-`vision` reads torchvision's data sets, `data_files` and `shards` read files of the user's,
-`adapters/` holds one file per other library, `prefetch` reads ahead. Imports `core` and `engine`.
+and `examples` convert images and labels, `in_memory` and `streamed` make a `Data` of them (hashed
+by `content_hash`), `vision` reads torchvision's data sets, `data_files`, `shards` and `image_files`
+read files of the user's, `imagenet_classes` names classes, `adapters/` holds one file per other
+library, `prefetch` reads ahead. Imports `core` and `engine`.
 """
 
 from bench.core import registry

@@ -54,8 +54,23 @@ def device_name(device: torch.device) -> str:
         The name, such as "NVIDIA H100".
     """
     if not is_gpu(device):
-        return _processor()
+        return processor_name()
     return str(torch.get_device_module(device).get_device_name(device))
+
+
+def processor_name() -> str:
+    """Return the model name of the processor.
+
+    Returns:
+        The name, such as "Intel(R) Xeon(R) Platinum 8481C".
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor()
 
 
 def has_tf32(device: torch.device) -> bool:
@@ -115,14 +130,3 @@ def find_missing_arithmetic(device: torch.device) -> str:
 
 def _read_properties(device: torch.device) -> Any:
     return torch.get_device_module(device).get_device_properties(device)
-
-
-def _processor() -> str:
-    """Return the model name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor()

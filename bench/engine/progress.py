@@ -32,7 +32,7 @@ class PassCounter:
     """The passes of one work unit."""
 
     def __init__(self, listen: Callable[[Progress], None]) -> None:
-        """Count nothing yet.
+        """Start at no passes.
 
         Args:
             listen: Receives a report at most every PERIOD seconds.

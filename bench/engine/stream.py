@@ -62,7 +62,7 @@ def runs_asynchronously(device: torch.device) -> bool:
         device: Device of the images.
 
     Returns:
-        True for a GPU.
+        True for a GPU of CUDA, which alone replays captured steps.
     """
     return device.type == "cuda"
 

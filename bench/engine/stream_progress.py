@@ -16,7 +16,7 @@ class StreamProgress:
     def __init__(
         self, counter: PassCounter, spec: AttackSpec, rounds: int, evaluator: StepEvaluator
     ) -> None:
-        """Count nothing yet.
+        """Start at no passes.
 
         Args:
             counter: Receives the passes.
@@ -71,7 +71,7 @@ class StreamProgress:
             self._finished.append((item[~left], k[~left], won[~left]))
         if not self._counter.is_due():
             return
-        self._learn()
+        self._add_finished()
         items, made = [item[left], waiting], [k[left], torch.zeros_like(waiting[:, 0])]
         if overflow is not None:
             items.append(overflow.item.cpu())
@@ -80,8 +80,8 @@ class StreamProgress:
         age = alive[:, 2] * self._steps + torch.cat(made)
         self._counter.report(self._forecast.count_left(alive[:, 1], age) * self._passes)
 
-    def _learn(self) -> None:
-        """Learn of the rows that left since the last report."""
+    def _add_finished(self) -> None:
+        """Add the rows that left since the last report to the forecast."""
         for item, k, won in self._finished:
             age = item[:, 2] * self._steps + k
             ends = won | (item[:, 2] + 1 >= self._rounds)  # others go on in another restart

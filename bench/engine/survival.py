@@ -51,7 +51,7 @@ class SurvivalForecast:
     """Expected steps of items, by eps and age."""
 
     def __init__(self, eps: Sequence[float], most: int, nested: bool, stops: bool) -> None:
-        """Know nothing yet.
+        """Start a forecast of which no item has finished.
 
         Args:
             eps: Radii in the order of the items' index.
@@ -68,7 +68,7 @@ class SurvivalForecast:
         """Steps that finished items made, by eps and age group."""
 
     def add_finished(self, eps: Tensor, age: Tensor, won: Tensor) -> None:
-        """Learn of items that need no more steps at their eps.
+        """Add items that need no more steps at their eps.
 
         Args:
             eps: Index of the eps of each item, (n,), int64.

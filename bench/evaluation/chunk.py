@@ -1,7 +1,7 @@
 """Evaluate one chunk of examples under one attack spec, from clean predictions to records.
 
-The attack is run and verified (`verify`, `ensemble`), the judged model is asked again on each image
-rounded to 8 bits, and every example becomes one row per eps.
+The attack is run and verified (`verify`, `ensemble`), and every example becomes one row per eps
+(`chunk_records`).
 """
 
 from dataclasses import replace
@@ -11,15 +11,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import AttackSpec, EnsembleAttack, IterativeAttack
+from bench.core.contracts.attack import AttackSpec, EnsembleAttack
 from bench.core.contracts.types import BALLS
 from bench.core.errors import ContractError
 from bench.engine import timing
 from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional import norms
 from bench.engine.model_state import eval_mode, frozen
-from bench.engine.rejection import find_detector, spares_rejected
 from bench.engine.threats.registry import find_threat
+from bench.evaluation.chunk_records import build_records
 from bench.evaluation.crafting import AttackOutput, Examples, final_images, is_single_search
 from bench.evaluation.ensemble import run_ensemble
 from bench.evaluation.judge import Prediction, judge, vote_for
@@ -27,7 +27,6 @@ from bench.evaluation.queries import counts_queries
 from bench.evaluation.verify import (
     VerifiedOutput,
     craft_and_verify,
-    find_output_violations,
     find_violations,
     is_success,
     measure_busy,
@@ -60,7 +59,7 @@ class ChunkCost(NamedTuple):
     floor_seconds: float
     """0 where the floor was not timed."""
     busy_seconds: float = 0.0
-    """As `seconds` and `floor_seconds`, in the seconds of `timing.busy`."""
+    """As `seconds` and `floor_seconds`, in the seconds of `timing.busy_seconds`."""
     busy_floor_seconds: float = 0.0
     nonfinite_gradients: int = 0
     """Gradients in which entries were not finite and counted as 0."""
@@ -144,12 +143,12 @@ def evaluate_chunk(
     records, costs = [], []
     for index, eps in enumerate(spec.eps):
         if verified is None or index not in positive:
-            records.append(_build_records(model, spec, eps, examples, attacked, None, 0, rows))
+            records.append(build_records(model, spec, eps, examples, attacked, None, 0, rows))
             costs.append(ChunkCost(0, 0.0, 0.0, 0.0))
             continue
         at = positive.index(index)
         frame, seconds = timing.time_call(
-            lambda eps=eps, at=at: _build_records(
+            lambda eps=eps, at=at: build_records(
                 model, spec, eps, examples, attacked, verified, at, judge_rows
             ),
             examples.x.device,
@@ -319,139 +318,3 @@ def _search_distance(
     distance = norms.distance(x_adv, chosen.x, spec.norm)
     moved = (x_adv != chosen.x).flatten(1).any(1)
     return torch.where(is_success(spec, chosen, predicted) & valid & moved, distance, torch.inf)
-
-
-# ----------------------------------------------------------------------------------------- records
-
-
-def _build_records(
-    model: nn.Module,
-    spec: AttackSpec,
-    eps: float,
-    examples: Examples,
-    attacked: Tensor,
-    verified: VerifiedOutput | None,
-    at: int,
-    rows: int,
-) -> pd.DataFrame:
-    """Build one cell's records of the chunk: one row per example, attacked or not."""
-    n, device, detector = len(examples.id), attacked.device, find_detector(model)
-    pred, pred_8bit = examples.clean_pred.clone(), examples.clean_pred.clone()
-    confidence, agreement = examples.clean_confidence.clone(), examples.clean_agreement.clone()
-    distances = torch.zeros(len(BALLS), n, device=device)
-    passes = torch.zeros(2, n, dtype=torch.float64, device=device)
-    first_success = torch.full((n,), -1, dtype=torch.int64, device=device)
-    search_distance = torch.full((n,), torch.nan, device=device)
-    violation, parts, parameters = [""] * n, [""] * n, [""] * n
-    fooled = torch.zeros_like(attacked)
-    queries = torch.full((n,), torch.nan, dtype=torch.float64, device=device)
-    nearest: list[list[float] | None] = [None] * n
-    victim_queries = torch.full_like(queries, torch.nan)
-    if verified is not None:
-        output, prediction = verified.output, verified.predictions[at]
-        x = examples.x[attacked]
-        x_adv = final_images(spec, eps, x, output, at)
-        pred[attacked], confidence[attacked] = prediction.pred, prediction.confidence
-        agreement[attacked] = prediction.agreement
-        vote = vote_for(spec, examples.id[attacked])
-        pred_8bit[attacked] = judge(model, (x_adv * 255).round() / 255, rows, vote).pred
-        ids = examples.id[attacked]
-        violations = find_output_violations(spec, eps, ids, x, output, at, pred[attacked])
-        for position, text in zip(attacked.nonzero()[:, 0].tolist(), violations, strict=True):
-            violation[position] = text
-        valid = torch.tensor([not text for text in violations], device=device)
-        chosen = Examples(*(field[attacked] for field in examples))
-        fooled[attacked] = is_success(spec, chosen, prediction) & valid
-        fooled &= examples.clean_pred == examples.label
-        for index, norm in enumerate(BALLS):
-            distances[index, attacked] = norms.distance(x_adv, x, norm)
-        passes[0, attacked] = output.forwards[at].to(passes)
-        passes[1, attacked] = output.backwards[at].to(passes)
-        first_success[attacked] = output.first_success[at]
-        if output.distance is not None:
-            search_distance[attacked] = output.distance.to(search_distance)
-        if output.queries is not None:
-            # The queries of one search are divided among the eps.
-            shares = len(output.forwards) if is_single_search(spec) else 1
-            made = output.forwards[at].to(queries) * shares
-            queries[attacked] = _settle_queries(
-                output.queries[at].to(queries), made, fooled[attacked]
-            )
-        if spec.budgets and output.nearest is not None:
-            reached = output.nearest.float().tolist()
-            for position, row in zip(attacked.nonzero()[:, 0].tolist(), reached, strict=True):
-                nearest[position] = row
-        if output.victim_queries is not None:
-            victim_queries[attacked] = output.victim_queries[at].to(queries)
-        if output.parameters is not None:
-            describe = find_threat(spec.norm).describe
-            rows_of = zip(attacked.nonzero()[:, 0].tolist(), output.parameters[at], strict=True)
-            for position, values in rows_of:
-                parameters[position] = describe(values.tolist())
-        if output.part is not None:
-            parts = _name_parts(spec, output.part[at], fooled, attacked)
-        if isinstance(spec.attack, IterativeAttack):
-            first_success = torch.where(
-                fooled & (first_success < 0), spec.params.steps, first_success
-            )
-    columns = {
-        "example": examples.id,
-        "label": examples.label,
-        "target": examples.target,
-        "clean_pred": examples.clean_pred,
-        "adv_pred": pred,
-        "adv_pred_8bit": pred_8bit,
-        "clean_correct": examples.clean_pred == examples.label,
-        "fooled": fooled,
-        "violation": violation,
-        "confidence": confidence,
-        **dict(zip(BALLS, distances, strict=True)),
-        "forwards": passes[0],
-        "backwards": passes[1],
-        "first_success_step": first_success,
-        "clean_confidence": examples.clean_confidence,
-        "attacked": attacked,
-        "part": parts,
-        "agreement": agreement,
-        "distance": search_distance,
-        "queries": queries,
-        "distance_within": nearest,
-        "parameters": parameters,
-        "rejection": torch.full_like(examples.id, -1 if detector is None else detector.classes),
-        "rejected_is_robust": torch.full_like(attacked, spares_rejected(model)),
-        "victim_queries": victim_queries,
-        "certified": torch.zeros_like(attacked),
-    }
-    return pd.DataFrame(
-        {
-            key: value.cpu().numpy() if isinstance(value, Tensor) else value
-            for key, value in columns.items()
-        }
-    )
-
-
-def _settle_queries(fell: Tensor, made: Tensor, fooled: Tensor) -> Tensor:
-    """Settle at which query examples fell, by the verdict on the returned images.
-
-    An image that was returned although the model was not asked about it takes one more query than
-    were made. An example that the verdict spares did not fall.
-
-    Args:
-        fell: Queries until an example was first seen to fall, (n,); NaN where unknown.
-        made: Queries made, (n,).
-        fooled: The verdict, (n,), bool.
-
-    Returns:
-        Queries, (n,); infinite where the example did not fall, NaN where unknown.
-    """
-    settled = torch.where(fooled, torch.where(fell.isinf(), made + 1, fell), torch.inf)
-    return torch.where(fell.isnan(), torch.nan, settled)
-
-
-def _name_parts(spec: AttackSpec, part: Tensor, fooled: Tensor, attacked: Tensor) -> list[str]:
-    """Name, for each example, the ensemble's part that fooled the model; "" if none did."""
-    assert isinstance(spec.attack, EnsembleAttack)
-    labels = [each.label for each in spec.attack.parts(spec.params, spec.norm)]
-    numbers = torch.full(attacked.shape, -1, device=attacked.device)
-    numbers[attacked] = part
-    return [labels[k] if k >= 0 else "" for k in torch.where(fooled, numbers, -1).tolist()]

@@ -266,6 +266,22 @@ def _expand_search(output: AttackOutput, spec: AttackSpec, x: Tensor) -> AttackO
     )
 
 
+class _BatchOutput(NamedTuple):
+    """What an external attack returned for a batch of n examples at one eps, and what it cost."""
+
+    x_adv: Tensor
+    forwards: Tensor
+    """Share of each example in the passes of the batch, (n,), float64."""
+    backwards: Tensor
+    seconds: float
+    fell: Tensor
+    """Queries until an example was first seen to fall within each of r radii, (n, r)."""
+    nearest: Tensor
+    """Least distance of a query within each of b budgets, (n, b)."""
+    parameters: Tensor | None
+    """(n, parameters); None in a norm."""
+
+
 def _run_external(
     guard: StateGuard, spec: AttackSpec, chosen: Examples, y: Tensor, rows: int, blind: bool
 ) -> AttackOutput:
@@ -274,68 +290,85 @@ def _run_external(
     What a query told an attack that is `blind` to a detector is no verdict of the model's, so that
     it is unknown when its examples fell.
     """
-    assert isinstance(spec.attack, ExternalAttack)
-    run, model = spec.attack.run, guard.model
-    assert model is not None
     once = is_single_search(spec)
-    x_adv, forwards, backwards, seconds, queries, nearest = [], [], [], [], [], []
-    parameters = []
     progress = ExternalProgress(spec, len(y) * (1 if once else len(spec.eps)))
+    observes = counts_queries(spec) and not blind
+    at_eps: list[list[_BatchOutput]] = []
     for eps in [max(spec.eps)] if once else spec.eps:
         radii = tuple(map(allowed_distance, spec.eps if once else [eps]))
         threat = Threat(norm=spec.norm, eps=eps, goal=spec.goal)
-        images, batch_forwards, batch_backwards, spent = [], [], [], 0.0
-        fell, near = [], []
-        declared: list[Tensor] = []
-        for at in torch.arange(len(y), device=y.device).split(rows):
-            noise = rng.Noise(spec.seed, spec.name, chosen.id[at], torch.zeros_like(at))
-            first = int(chosen.id[at[0]])
-            observer = QueryObserver(
-                chosen.x[at[:1]], y[at[:1]], spec.goal, spec.norm, radii, spec.budgets,
-                spares_rejected(model),
-            )  # fmt: skip
-            observed = len(at) == 1 and counts_queries(spec) and not blind
-            with (
-                eval_mode(model),
-                rng.seed_global(spec.seed, spec.name, first, len(at)),
-                guard.restore_after(),
-                timing.count_passes(model, progress.begin_batch(len(at))) as passes,
-                observe_queries(model, observer) if observed else contextlib.nullcontext(),
-            ):
-                x, labels = chosen.x[at].clone(), y[at].clone()
-                returned, took = timing.time_call(
-                    lambda x=x, labels=labels, threat=threat, noise=noise: run(
-                        model, x, labels, threat, spec.params, noise
-                    ),
-                    chosen.x.device,
-                )
-            n = len(at)
-            if spec.norm not in BALLS:
-                returned, made_with = _split_transformed(returned, n)
-                declared.append(made_with)
-            images.append(_check_returned(returned, chosen.x[at]))
-            batch_forwards.append(torch.full((n,), passes.forwards / n, dtype=torch.float64))
-            batch_backwards.append(torch.full((n,), passes.backwards / n, dtype=torch.float64))
-            spent += took
-            known = observed or not passes.forwards  # an attack that asks nothing needs no observer
-            fell.append(_spread(observer.fell if known else [torch.nan] * len(radii), n))
-            near.append(_spread(observer.nearest if known else [torch.nan] * len(spec.budgets), n))
-        queries.append(torch.cat(fell).T)
-        nearest.append(torch.cat(near))
-        x_adv.append(torch.cat(images))
-        forwards.append(torch.cat(batch_forwards))
-        backwards.append(torch.cat(batch_backwards))
-        seconds.append(spent)
-        parameters.append(declared)
-    stacked = torch.stack(x_adv)
-    never = torch.full(stacked.shape[:2], -1, device=y.device)
+        at_eps.append(
+            [
+                _run_batch(guard, spec, threat, radii, chosen, y, at, progress, observes)
+                for at in torch.arange(len(y), device=y.device).split(rows)
+            ]
+        )
+    x_adv = torch.stack([torch.cat([each.x_adv for each in batches]) for batches in at_eps])
     output = AttackOutput(
-        stacked, torch.stack(forwards), torch.stack(backwards), never, seconds, rows=rows,
-        queries=torch.cat(queries), nearest=nearest[0],
-    )  # fmt: skip
+        x_adv,
+        torch.stack([torch.cat([each.forwards for each in batches]) for batches in at_eps]),
+        torch.stack([torch.cat([each.backwards for each in batches]) for batches in at_eps]),
+        torch.full(x_adv.shape[:2], -1, device=y.device),
+        [sum(each.seconds for each in batches) for batches in at_eps],
+        rows=rows,
+        queries=torch.cat([torch.cat([each.fell for each in batches]).T for batches in at_eps]),
+        nearest=torch.cat([each.nearest for each in at_eps[0]]),
+    )
     if spec.norm not in BALLS:
-        output = output._replace(parameters=torch.stack([torch.cat(each) for each in parameters]))
+        made_with = [
+            torch.cat([each.parameters for each in batches if each.parameters is not None])
+            for batches in at_eps
+        ]
+        output = output._replace(parameters=torch.stack(made_with))
     return _expand_search(output, spec, chosen.x) if once else output
+
+
+def _run_batch(
+    guard: StateGuard,
+    spec: AttackSpec,
+    threat: Threat,
+    radii: Sequence[float],
+    chosen: Examples,
+    y: Tensor,
+    at: Tensor,
+    progress: ExternalProgress,
+    observes: bool,
+) -> _BatchOutput:
+    """Run an external attack on the examples `at` (n,); their queries are known of one alone."""
+    assert isinstance(spec.attack, ExternalAttack)
+    run, model, n = spec.attack.run, guard.model, len(at)
+    assert model is not None
+    noise = rng.Noise(spec.seed, spec.name, chosen.id[at], torch.zeros_like(at))
+    first = int(chosen.id[at[0]])
+    observer = QueryObserver(
+        chosen.x[at[:1]], y[at[:1]], spec.goal, spec.norm, radii, spec.budgets,
+        spares_rejected(model),
+    )  # fmt: skip
+    observed = n == 1 and observes
+    with (
+        eval_mode(model),
+        rng.seed_global(spec.seed, spec.name, first, n),
+        guard.restore_after(),
+        timing.count_passes(model, progress.begin_batch(n)) as passes,
+        observe_queries(model, observer) if observed else contextlib.nullcontext(),
+    ):
+        x, labels = chosen.x[at].clone(), y[at].clone()
+        returned, seconds = timing.time_call(
+            lambda: run(model, x, labels, threat, spec.params, noise), chosen.x.device
+        )
+    parameters = None
+    if spec.norm not in BALLS:
+        returned, parameters = _split_transformed(returned, n)
+    known = observed or not passes.forwards  # an attack that asks nothing needs no observer
+    return _BatchOutput(
+        x_adv=_check_returned(returned, chosen.x[at]),
+        forwards=torch.full((n,), passes.forwards / n, dtype=torch.float64),
+        backwards=torch.full((n,), passes.backwards / n, dtype=torch.float64),
+        seconds=seconds,
+        fell=_spread(observer.fell if known else [torch.nan] * len(radii), n),
+        nearest=_spread(observer.nearest if known else [torch.nan] * len(spec.budgets), n),
+        parameters=parameters,
+    )
 
 
 def _spread(values: Sequence[float], n: int) -> Tensor:

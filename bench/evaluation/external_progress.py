@@ -15,7 +15,7 @@ class ExternalProgress:
     """The passes of an external attack on all rows: examples times eps."""
 
     def __init__(self, spec: AttackSpec, rows: int) -> None:
-        """Count nothing yet.
+        """Start at no passes.
 
         Args:
             spec: An external attack with its params.

@@ -19,7 +19,6 @@ from bench.core.contracts.model import Model
 from bench.core.contracts.types import GPUS, Access
 from bench.core.errors import SuiteError, describe, nearest
 from bench.core.foreign import call_factory, own_location
-from bench.datasets import inputs
 from bench.datasets.as_data import as_data, call_loader, find_loader
 from bench.engine import determinism
 from bench.engine.device import find_missing_arithmetic
@@ -149,22 +148,6 @@ def describe_params(params: Mapping[str, Any], base: Path) -> str:
         return value if content is None else hashlib.sha256(content).hexdigest()
 
     return repr(describe_value(params))
-
-
-def check_tensors(name: str, x: Any, y: Any) -> None:
-    """Check that two tensors are images (n, c, h, w) and integer labels (n,).
-
-    Args:
-        name: Of the data, for the sentence.
-        x: The images.
-        y: The labels.
-
-    Raises:
-        SuiteError: They are not.
-    """
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        raise SuiteError(f"data {name}: expected two tensors, got {type(x)} and {type(y)}")
-    inputs.check_shapes(f"data {name}", x, y)
 
 
 # ------------------------------------------------------------------------------------------ models
@@ -343,10 +326,7 @@ def find_default_weights(name: str) -> str | None:
     Returns:
         The first published name; None for a model that brings its own, as the user's do.
     """
-    registered = registry.find("models", name, Path())
-    if not isinstance(registered, Model):
-        return None
-    known = _known_weights(ModelEntry(name=name), registered, files.data_folder(None) / "weights")
+    known = _list_weights(name)
     return known[0] if known else None
 
 
@@ -361,13 +341,18 @@ def choose_weights(name: str, data: str) -> str | None:
         Those that were trained on the data set, or the only ones that there are; None for the
         user's own model, and where a choice would be a guess.
     """
-    registered = registry.find("models", name, Path())
-    if not isinstance(registered, Model):
-        return None
-    known = _known_weights(ModelEntry(name=name), registered, files.data_folder(None) / "weights")
+    known = _list_weights(name)
     if data in known:
         return data
     return known[0] if len(known) == 1 else None
+
+
+def _list_weights(name: str) -> list[str]:
+    """List the weights of a model by its name; none for a model that brings its own."""
+    registered = registry.find("models", name, Path())
+    if not isinstance(registered, Model):
+        return []
+    return _known_weights(ModelEntry(name=name), registered, files.data_folder(None) / "weights")
 
 
 def _known_weights(entry: ModelEntry, registered: Any, own_weights: Path) -> list[str]:

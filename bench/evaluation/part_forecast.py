@@ -36,7 +36,7 @@ class PartForecast:
     """What the parts of an ensemble did, and what those that follow are expected to need."""
 
     def __init__(self, spec: AttackSpec, n: int) -> None:
-        """Know nothing yet.
+        """Start a forecast of which no part has run.
 
         Args:
             spec: An ensemble with its params and eps.
@@ -72,12 +72,12 @@ class PartForecast:
         if self._counter is None:
             yield resisted
             return
-        before, counter = self._counter.passes, self._counter
+        counter, start = self._counter, self._counter.passes
         bound = max(self._bounds[number] * rows, 1e-9)
 
         def extend(left: float) -> float:
-            made = counter.passes - before
-            total = self._correct(number, eps, bound, made, left)
+            made = counter.passes - start
+            total = self._expect_passes(number, eps, bound, made, left)
             used = min(1.0, total / bound)
             return (
                 total - made + self._count_others(number, eps, rows, PartOutcome(eps, used, used))
@@ -86,11 +86,13 @@ class PartForecast:
         with counter.extend_left(extend):
             yield resisted
         most = rows / (rows + DOUBT)
-        used = min(most, (counter.passes - before) / bound)
+        used = min(most, (counter.passes - start) / bound)
         self._known[number] = PartOutcome(eps, resisted[0] / rows * most, used)
 
-    def _correct(self, number: int, eps: float, bound: float, made: float, left: float) -> float:
-        """Expect all passes of the part that runs, at first as it was at a smaller eps."""
+    def _expect_passes(
+        self, number: int, eps: float, bound: float, made: float, left: float
+    ) -> float:
+        """Return the expected passes of the part that runs, at first by those at a smaller eps."""
         total = made + left
         if number not in self._known or not total:
             return total

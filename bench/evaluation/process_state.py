@@ -4,7 +4,7 @@ The state is the settings of torch and Python, the modes and levels that torch n
 every module, and the functions and methods that bench, its models and its attacks call. Changes
 that could alter a result are reported by name; others (the environment, the working folder, signal
 handlers, warnings, print options) are undone silently. What cannot be put back is reported, too.
-The random state belongs to `rng.seeded`. Devices and streams of CUDA are not recorded.
+The random state belongs to `rng.seed_global`. Devices and streams of CUDA are not recorded.
 """
 
 import operator

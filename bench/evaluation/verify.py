@@ -59,7 +59,7 @@ class VerifiedOutput(NamedTuple):
     judge_seconds: float
     """Time of the judge's first pass over all eps."""
     busy: float
-    """Processor seconds per second of crafting, as `timing.busy` counts them."""
+    """Processor seconds per second of crafting, as `timing.busy_seconds` counts them."""
 
 
 def craft_and_verify(
@@ -142,7 +142,7 @@ def measure_busy(
         device: Where it computes.
 
     Returns:
-        Its output, and processor seconds per second as `timing.busy` counts them.
+        Its output, and processor seconds per second as `timing.busy_seconds` counts them.
     """
     started, worked = time.perf_counter(), timing.busy_seconds(device)
     output = attack()

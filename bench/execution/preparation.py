@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.core import files
-from bench.evaluation import loading
+from bench.evaluation import loading, make_evaluator
 from bench.evaluation.evaluator import Evaluator
 from bench.execution.options import RunOptions
 from bench.suite.schema import Suite
@@ -35,7 +35,7 @@ def load_evaluator(
     device = loading.select_device(options.device)
     if out is not None:
         files.check_writable(out / "records")
-    return Evaluator.from_suite(
+    return make_evaluator.from_suite(
         suite,
         device,
         options.data_dir,

@@ -82,16 +82,16 @@ class RunForecast:
     """What a run's events say of its time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Know nothing yet.
+        """Start a forecast without events.
 
         Args:
             clock: Returns seconds from an arbitrary start.
         """
         self.clock = clock
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
-        """Know nothing, as before a run starts."""
+    def _reset(self) -> None:
+        """Drop all events, as before a run starts."""
         self.running: dict[Hashable, RunningUnit] = {}
         """Units that were begun and are not stored."""
         self._started: float | None = None
@@ -117,7 +117,7 @@ class RunForecast:
         """
         about, now = event.about, self.clock()
         if event.what == "start":
-            self._forget()  # a leaderboard has several runs
+            self._reset()  # a leaderboard has several runs
             self._started = now
             self._external = {*about.get("external", ())}
             self._works = _flatten(about.get("works", {}))

@@ -37,6 +37,7 @@ from bench.execution.work import (
     plan_units,
 )
 from bench.storage import environment, reader, records
+from bench.storage.schema import Piece
 from bench.suite import plan
 from bench.suite.schema import Suite
 
@@ -95,12 +96,8 @@ class _Run:
         self.writer = writer = ResultWriter(self.out, self.listen, self.options.image_quota)
         if recovered.pieces:
             self._check_resumed_models()
-        manifest = build_manifest(self.suite, self.options, self.loaded, self.tasks)
-        earlier = read_earlier_manifest(self.out)
-        manifest["probes"] = {} if self.options.fresh else earlier.get("probes", {})
-        session = manifest["sessions"][0]
-        manifest["sessions"] = [*earlier.get("sessions", []), session]
-        write_manifest(self.out, manifest)
+        manifest = self._start_manifest()
+        session = manifest["sessions"][-1]
         planned = plan_units(
             self.tasks, self.loaded.attack_chunks, self.loaded.data.shape, recovered.pieces,
             self.options.shard,
@@ -111,18 +108,7 @@ class _Run:
         if units and recovered.pieces:
             for sentence in environment.describe_mixed_versions(manifest["sessions"]):
                 writer.note(sentence)
-        self._report(
-            decisions.describe_loaded_suite(self.loaded, self.unfit, self.options, self.out)
-        )
-        self._report(
-            decisions.describe_units(
-                self.tasks, self.loaded, recovered.pieces, units, self.options.shard
-            )
-        )
-        self._announce(units)
-        for model in self.loaded.models.values():
-            for finding in model.findings:
-                writer.note(finding)
+        self._describe_plan(units, recovered.pieces)
         if units or recovered.notes:
             self.backend.run([FirstImages(self.loaded.data.fingerprint)], writer)
         self._refuse_unfit(planned)
@@ -145,6 +131,28 @@ class _Run:
         if writer.failed_captures:
             session["failed_captures"] = dict(writer.failed_captures)
         write_manifest(self.out, manifest)
+
+    def _start_manifest(self) -> dict[str, Any]:
+        """Write the manifest with this session after those of earlier ones, and return it."""
+        manifest = build_manifest(self.suite, self.options, self.loaded, self.tasks)
+        earlier = read_earlier_manifest(self.out)
+        manifest["probes"] = {} if self.options.fresh else earlier.get("probes", {})
+        manifest["sessions"] = [*earlier.get("sessions", []), *manifest["sessions"]]
+        write_manifest(self.out, manifest)
+        return manifest
+
+    def _describe_plan(self, units: list[WorkUnit], pieces: list[Piece]) -> None:
+        """Report what was decided, the work ahead, and what was found in the models."""
+        self._report(
+            decisions.describe_loaded_suite(self.loaded, self.unfit, self.options, self.out)
+        )
+        self._report(
+            decisions.describe_units(self.tasks, self.loaded, pieces, units, self.options.shard)
+        )
+        self._announce(units)
+        for model in self.loaded.models.values():
+            for finding in model.findings:
+                self.writer.note(finding)
 
     def _announce(self, units: list[WorkUnit]) -> None:
         """Report the work ahead."""

@@ -16,9 +16,6 @@ import pandas as pd
 from torch import Tensor
 
 from bench.core.contracts.attack import IterativeAttack
-from bench.core.errors import describe
-from bench.core.foreign import own_location
-from bench.engine import determinism
 from bench.evaluation import chunk_sizes
 from bench.execution.sharding import Shard
 from bench.storage import schema
@@ -297,17 +294,3 @@ def _divide_by_memory(task: plan.AttackTask, shape: tuple[int, ...]) -> list[pla
     most = max(1, chunk_sizes.UNIT_BYTES // (4 * math.prod(shape)))
     cells = [cell.identity for cell in task.cells]
     return [task.only(set(cells[at : at + most])) for at in range(0, len(cells), most)]
-
-
-def describe_failure(error: BaseException) -> str:
-    """Describe an error of a user's code in one line.
-
-    Args:
-        error: Exception of a model, an attack or a data set.
-
-    Returns:
-        What was raised, and the last place in the code that it passed.
-    """
-    explained = determinism.explain_nondeterminism(error)
-    text = f"{type(error).__name__}: {explained}" if explained else describe(error)
-    return f"{text} ({own_location(error)})"

@@ -1,9 +1,10 @@
 """Provide models: one file per architecture, named as the model and ending in a MODEL record.
 
-Read `lenet` first. `preprocessing` and `query_only` wrap a model, `preflight/` checks one before it
-is attacked, `fingerprint` identifies what it computes, `serialized/` loads exported programs,
-`adapters/` holds one file per other library, `weights/` the shipped weights. Imports `core`,
-`engine`, `attacks` and `datasets`.
+Read `lenet` first (`efficientnet_lite` is shared by several). `preprocessing` and `query_only` wrap
+a model, `wrapping`, `outputs` and `maite_models` make one of what users have, `preflight/` checks
+it before it is attacked, `fingerprint` identifies what it computes, `serialized/` loads exported
+programs, `adapters/` holds one file per other library, `weights/` the shipped weights
+(`published_weights`). Imports `core`, `engine`, `attacks` and `datasets`.
 """
 
 from functools import partial

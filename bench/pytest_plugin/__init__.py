@@ -9,7 +9,7 @@
 
 Installed with bench and idle until a test asks for the fixture; nothing heavy is imported before.
 A test that does carries the marker `robustness`: `pytest -m robustness` selects them. What a failed
-assertion saw is saved under `--robustness-dir`.
+assertion saw is saved under `--robustness-dir`. `measurements` measures, `assertions` compares.
 """
 
 import warnings

@@ -30,39 +30,13 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
     Raises:
         SuiteError: The folder cannot be written.
     """
-    frames = {
-        "table.csv": results.table,
-        "crosscheck.csv": results.crosschecks,
-        "comparisons.csv": results.comparisons,
-        "worst.csv": results.worst,
-        "audit.csv": symptoms.to_frame(results.audit.symptoms),
-        "unchecked.csv": pd.DataFrame(
-            results.audit.unchecked, columns=list(UncheckedSymptom._fields)
-        ),
-    }
-    for name, frame in (
-        ("unions.csv", results.unions),
-        ("classes.csv", results.classes),
-        ("rejections.csv", results.rejections),
-        ("distances.csv", results.distances),
-        ("queries.csv", results.queries),
-        ("query_pairs.csv", results.query_pairs),
-        ("published.csv", results.published),
-        ("seeds.csv", results.seeds),
-        ("stages.csv", results.stages),
-        ("certified.csv", results.certified.table),
-        ("contradictions.csv", results.certified.contradictions),
-        ("smoothing.csv", results.smoothed.table),
-        ("smoothing_curve.csv", results.smoothed.curve),
-        ("corruptions.csv", results.corruptions.errors),
-        ("corruption_means.csv", results.corruptions.means),
-    ):
+    for name, frame in _collect_frames(results).items():
+        files.write_atomic(folder / name, spreadsheet.to_csv(frame))
+    for name, frame in _collect_optional_frames(results).items():
         if len(frame):
-            frames[name] = frame
+            files.write_atomic(folder / name, spreadsheet.to_csv(frame))
         else:  # a file of an earlier suite would contradict the page
             (folder / name).unlink(missing_ok=True)
-    for name, frame in frames.items():
-        files.write_atomic(folder / name, spreadsheet.to_csv(frame))
     files.write_atomic(folder / "table.json", exports.to_json(results.table))
     # Tables are shared without records: with the hash, a repeated run is compared with them.
     files.write_atomic(
@@ -93,6 +67,40 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
         plots=drawn,
     )
     return page
+
+
+def _collect_frames(results: RunResults) -> dict[str, pd.DataFrame]:
+    """Return the tables that every run has, by the names of their files."""
+    unchecked = pd.DataFrame(results.audit.unchecked, columns=list(UncheckedSymptom._fields))
+    return {
+        "table.csv": results.table,
+        "crosscheck.csv": results.crosschecks,
+        "comparisons.csv": results.comparisons,
+        "worst.csv": results.worst,
+        "audit.csv": symptoms.to_frame(results.audit.symptoms),
+        "unchecked.csv": unchecked,
+    }
+
+
+def _collect_optional_frames(results: RunResults) -> dict[str, pd.DataFrame]:
+    """Return the tables that a run has if its suite asks for what they show, likewise."""
+    return {
+        "unions.csv": results.unions,
+        "classes.csv": results.classes,
+        "rejections.csv": results.rejections,
+        "distances.csv": results.distances,
+        "queries.csv": results.queries,
+        "query_pairs.csv": results.query_pairs,
+        "published.csv": results.published,
+        "seeds.csv": results.seeds,
+        "stages.csv": results.stages,
+        "certified.csv": results.certified.table,
+        "contradictions.csv": results.certified.contradictions,
+        "smoothing.csv": results.smoothed.table,
+        "smoothing_curve.csv": results.smoothed.curve,
+        "corruptions.csv": results.corruptions.errors,
+        "corruption_means.csv": results.corruptions.means,
+    }
 
 
 def _select_provenance(provenance: dict[str, Any]) -> dict[str, Any]:

@@ -59,9 +59,7 @@ def print_summary(results: RunResults, screen: Console) -> None:
         screen.print(f"violations: {len(results.violations)}, see the report", style="bold red")
 
 
-def print_accuracies(
-    table: pd.DataFrame, screen: Console, worst: pd.DataFrame | None = None
-) -> None:
+def print_accuracies(table: pd.DataFrame, screen: Console, worst: pd.DataFrame | None) -> None:
     """Print robust accuracy by attack and eps, a table per model, norm and goal.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bench.core import registry, source_hash
-from bench.engine.device import _processor, device_name, is_gpu
+from bench.engine.device import device_name, is_gpu, processor_name
 from bench.models import serialized
 from bench.suite.schema import Suite
 
@@ -44,7 +44,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": str(device),

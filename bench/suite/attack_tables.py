@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 from annotated_types import Ge
 
+from bench.core.contracts.adaptation import Adaptation
 from bench.core.contracts.attack import Attack, ExternalAttack, IterativeAttack
 from bench.core.contracts.input_transforms import InputTransforms
 from bench.core.contracts.parameters import Count
@@ -113,6 +114,18 @@ class _Variant(NamedTuple):
     """The attack's params dataclass; None if they are invalid."""
 
 
+class _CheckedTable(NamedTuple):
+    """A table, and what was read of it beside its own types."""
+
+    table: AttackTable
+    attack: Attack
+    family: str
+    eps: tuple[Eps, ...]
+    adaptation: Adaptation | None
+    transforms: InputTransforms | None
+    victim_queries: int
+
+
 def expand_table(
     check: Validator,
     raw: Any,
@@ -147,9 +160,7 @@ def expand_table(
     _check_target(check, raw, key)
     if not isinstance(attack, Attack):
         if attack is not None:
-            remedy = "; make it the `run` of a bench.Attack" if inspect.isfunction(attack) else ""
-            got = type(attack).__name__
-            check.say(f"{key}.name", f"expected a bench Attack, got {got}{remedy}")
+            _refuse_attack(check, attack, key)
         return ExpandedTable((family,))
     raw, loss = _separate_loss(raw)
     adaptation = read_adaptation(
@@ -170,12 +181,7 @@ def expand_table(
     if table is None:
         return ExpandedTable(labels)
     _check_capabilities(check, table, attack, key)
-    transforms = None
-    if table.transforms is not None:
-        transforms = check.fill(InputTransforms, table.transforms, f"{key}.transforms")
-        if transforms and "smallest" in table.transforms and not transforms.diversity:
-            expected = "expected diversity above 0 beside it, since no image is reduced otherwise"
-            check.say(f"{key}.transforms.smallest", f"{expected}, got none; take the key out")
+    transforms = _read_transforms(check, table, key)
     query_budgets.check_budgets(
         check,
         f"{key}.budgets",
@@ -202,55 +208,85 @@ def expand_table(
     eps = tuple(_read_eps(check, table, key))
     if any(variant.params is None for variant in variants):
         return ExpandedTable(labels)
-    if adaptation is not None and any(each and each.ensemble for each in sources):
-        expected = "expected one model: a user's loss and gradients belong to a single one"
-        check.say(f"{key}.source", f"{expected}, got several as one source")
     if adaptation is not None:
+        if any(each and each.ensemble for each in sources):
+            expected = "expected one model: a user's loss and gradients belong to a single one"
+            check.say(f"{key}.source", f"{expected}, got several as one source")
         check_parts(check, attack, variants[0].params, table.norm, adaptation, key)
         if (table.precision or defaults.precision) == "bfloat16":
             expected = "expected float32 or tf32, since an adapted model is not accelerated"
             check.say(f"{key}.precision", f"{expected}, got bfloat16")
+    checked = _CheckedTable(table, attack, family, eps, adaptation, transforms, victim_budget)
     entries = (
-        AttackEntry(
-            name=table.name,
-            label=label,
-            norm=table.norm,
-            eps=eps,
-            goal=table.goal,
-            target=table.target,
-            params=variant.params,
-            attack=attack,
-            # An attack that stopped once its own model was fooled would hardly transfer.
-            stop=table.stop or (defaults.stop if source is None else "never"),
-            precision="float32"
-            if isinstance(attack, ExternalAttack)
-            else table.precision or defaults.precision,
-            samples=table.samples,
-            adaptation=adaptation,
-            transforms=transforms,
-            batch_size=table.batch_size,
-            family=family,
-            source=source.label if source else None,
-            ensemble=source.ensemble if source else None,
-            # Pages draw a curve over the numbers of a varied parameter; texts have no order.
-            varied="" if isinstance(variant.value, str) else variant.name,
-            value=variant.value if variant.name and not isinstance(variant.value, str) else None,
-            seed=seed,
-            victim_queries=victim_budget,
-            budgets=query_budgets.choose_budgets(
-                table.budgets,
-                defaults.budgets,
-                attack,
-                table.norm,
-                variant.params,
-                table.batch_size,
-            )
-            if source is None
-            else (),
-        )
-        for label, (source, variant, seed) in zip(labels, combinations, strict=True)
+        _make_entry(checked, defaults, label, *combination)
+        for label, combination in zip(labels, combinations, strict=True)
     )
     return ExpandedTable(labels, tuple(entries), table.skip_certified)
+
+
+def _refuse_attack(check: Validator, found: object, key: str) -> None:
+    """Say that what a table names is no attack of bench."""
+    remedy = "; make it the `run` of a bench.Attack" if inspect.isfunction(found) else ""
+    check.say(f"{key}.name", f"expected a bench Attack, got {type(found).__name__}{remedy}")
+
+
+def _read_transforms(check: Validator, table: AttackTable, key: str) -> InputTransforms | None:
+    """Read the input transformations that a table names."""
+    if table.transforms is None:
+        return None
+    transforms: InputTransforms | None = check.fill(
+        InputTransforms, table.transforms, f"{key}.transforms"
+    )
+    if transforms and "smallest" in table.transforms and not transforms.diversity:
+        expected = "expected diversity above 0 beside it, since no image is reduced otherwise"
+        check.say(f"{key}.transforms.smallest", f"{expected}, got none; take the key out")
+    return transforms
+
+
+def _make_entry(
+    checked: _CheckedTable,
+    defaults: SuiteDefaults,
+    label: str,
+    source: _Source | None,
+    variant: _Variant,
+    seed: int | None,
+) -> AttackEntry:
+    """Make one entry of a table: its attack on one source, with one variant and one seed."""
+    table, attack = checked.table, checked.attack
+    budgets: tuple[int, ...] = ()
+    if source is None:
+        budgets = query_budgets.choose_budgets(
+            table.budgets, defaults.budgets, attack, table.norm, variant.params, table.batch_size
+        )
+    # Pages draw a curve over the numbers of a varied parameter; texts have no order.
+    number = None if not variant.name or isinstance(variant.value, str) else variant.value
+    return AttackEntry(
+        name=table.name,
+        label=label,
+        norm=table.norm,
+        eps=checked.eps,
+        goal=table.goal,
+        target=table.target,
+        params=variant.params,
+        attack=attack,
+        # An attack that stopped once its own model was fooled would hardly transfer.
+        stop=table.stop or (defaults.stop if source is None else "never"),
+        precision="float32"
+        if isinstance(attack, ExternalAttack)
+        else table.precision or defaults.precision,
+        samples=table.samples,
+        adaptation=checked.adaptation,
+        transforms=checked.transforms,
+        batch_size=table.batch_size,
+        family=checked.family,
+        source=source.label if source else None,
+        ensemble=source.ensemble if source else None,
+        varied="" if number is None else variant.name,
+        value=number,
+        seed=seed,
+        victim_queries=checked.victim_queries,
+        budgets=budgets,
+    )
 
 
 def _separate_loss(raw: dict[str, Any]) -> tuple[dict[str, Any], Any]:

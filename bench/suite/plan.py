@@ -231,12 +231,65 @@ def plan_task(
         The task; identities and settings are empty unless `facts` are of a loaded model.
     """
     crafting = source or facts
+    spec = _make_spec(entry, facts, crafting, seed, sweep)
+    reason = caveats.find_skip_reason(entry, facts, crafting)
+    passes, gradients = count_passes(spec, crafting.classes)
+    if identity.repeats_on_classifier(spec, facts, source):
+        passes, gradients = (None if each is None else 2 * each for each in (passes, gradients))
+    settings = _collect_settings(spec, entry, facts)
+    cells = tuple(
+        Cell(
+            model=model,
+            attack=entry.label,
+            implementation=_implementation(entry),
+            norm=entry.norm,
+            eps=eps.value,
+            eps_text=eps.text,
+            goal=entry.goal,
+            target="" if entry.target is None else str(entry.target),
+            stop=_stop(spec),
+            precision=spec.precision,
+            samples=spec.samples,
+            predictions=spec.predictions,
+            identity=identity.hash_cell(spec, entry, eps.value, facts, source)
+            if facts.model_fingerprint
+            else "",
+            reason=reason,
+            passes=0.0 if eps.value == 0 else passes,
+            gradients=0.0 if eps.value == 0 else gradients,
+            traits=_collect_traits(spec, entry, eps.value),
+            caveats=caveats.list_caveats(entry, eps.value, sweep, facts, crafting),
+            threat_model=caveats.name_threat_model(model, entry),
+            source=entry.source or "",
+            family=entry.family,
+            name=spec.name,
+            varied=entry.varied,
+            value=entry.value,
+            seed=entry.seed,
+            budget=entry.attack.budget,
+            settings=settings,
+            budgets=() if spec.random else spec.budgets or entry.budgets,
+            anytime=entry.attack.anytime,
+            queries=query_budgets.asks(entry.attack, entry.norm)
+            and not spec.random
+            and not entry.source,
+            victim_queries=spec.victim_queries,
+        )
+        for eps in entry.eps
+    )
+    return AttackTask(model, entry, spec, cells)
+
+
+def _make_spec(
+    entry: AttackEntry, facts: ModelFacts, crafting: ModelFacts, seed: int, sweep: Sweep
+) -> AttackSpec:
+    """Decide how an attack runs at all eps of its entry, on the model of the facts `crafting`."""
     seeks = entry.attack.budget == "minimum"  # the first success is not the nearest one
     external = isinstance(entry.attack, ExternalAttack)
     # What fools its source at a small eps may fool the judged model at a larger one alone.
     transfers = entry.source is not None
     random = facts.random or crafting.random or entry.samples > 1  # nor more than one lucky draw
-    spec = AttackSpec(
+    return AttackSpec(
         name=registry.portable_name("attacks", entry.name),
         attack=entry.attack,
         params=entry.params,
@@ -258,63 +311,28 @@ def plan_task(
         if random or entry.source
         else query_budgets.list_recorded(entry.budgets, entry.attack, entry.norm, entry.params),
     )
-    reason = caveats.find_skip_reason(entry, facts, crafting)
-    passes, gradients = count_passes(spec, crafting.classes)
-    if identity.repeats_on_classifier(spec, facts, source):
-        passes, gradients = (None if each is None else 2 * each for each in (passes, gradients))
-    settings = identity.collect_settings(spec, entry) if facts.model_fingerprint else {}
-    if settings and facts.detector is not None:  # outcomes of the two countings are not compared
+
+
+def _collect_settings(spec: AttackSpec, entry: AttackEntry, facts: ModelFacts) -> dict[str, Any]:
+    """Return what is asked of a loaded model, see `Cell.settings`; empty before it is loaded."""
+    if not facts.model_fingerprint:
+        return {}
+    settings = identity.collect_settings(spec, entry)
+    if facts.detector is not None:  # outcomes of the two countings are not compared
         settings["rejected"] = facts.detector.rejected
-    if settings:
-        settings |= identity.describe_target(entry, facts)
-    cells = tuple(
-        Cell(
-            model=model,
-            attack=entry.label,
-            implementation=_implementation(entry),
-            norm=entry.norm,
-            eps=eps.value,
-            eps_text=eps.text,
-            goal=entry.goal,
-            target="" if entry.target is None else str(entry.target),
-            stop=_stop(spec),
-            precision=spec.precision,
-            samples=spec.samples,
-            predictions=spec.predictions,
-            identity=identity.hash_cell(spec, entry, eps.value, facts, source)
-            if facts.model_fingerprint
-            else "",
-            reason=reason,
-            passes=0.0 if eps.value == 0 else passes,
-            gradients=0.0 if eps.value == 0 else gradients,
-            traits={
-                **entry.attack.traits(entry.params, entry.norm, eps.value),
-                **({"samples": str(spec.samples)} if spec.samples > 1 else {}),
-                **({"transforms": str(spec.transforms)} if spec.transforms else {}),
-                **_describe_adaptation(entry.adaptation),
-                **({"victim queries": str(spec.victim_queries)} if spec.victim_queries else {}),
-                **_describe_skipped(entry, eps.value),
-            },
-            caveats=caveats.list_caveats(entry, eps.value, sweep, facts, crafting),
-            threat_model=caveats.name_threat_model(model, entry),
-            source=entry.source or "",
-            family=entry.family,
-            name=spec.name,
-            varied=entry.varied,
-            value=entry.value,
-            seed=entry.seed,
-            budget=entry.attack.budget,
-            settings=settings,
-            budgets=() if random else spec.budgets or entry.budgets,
-            anytime=entry.attack.anytime,
-            queries=query_budgets.asks(entry.attack, entry.norm)
-            and not random
-            and not entry.source,
-            victim_queries=spec.victim_queries,
-        )
-        for eps in entry.eps
-    )
-    return AttackTask(model, entry, spec, cells)
+    return settings | identity.describe_target(entry, facts)
+
+
+def _collect_traits(spec: AttackSpec, entry: AttackEntry, eps: float) -> dict[str, str]:
+    """Return what a cross-check compares of the attack's own traits and of its entry's."""
+    return {
+        **entry.attack.traits(entry.params, entry.norm, eps),
+        **({"samples": str(spec.samples)} if spec.samples > 1 else {}),
+        **({"transforms": str(spec.transforms)} if spec.transforms else {}),
+        **_describe_adaptation(entry.adaptation),
+        **({"victim queries": str(spec.victim_queries)} if spec.victim_queries else {}),
+        **_describe_skipped(entry, eps),
+    }
 
 
 def _describe_adaptation(adaptation: Adaptation | None) -> dict[str, str]:

@@ -22,8 +22,7 @@ from bench.core.exclusive import run_alone
 from bench.core.validation import Validator
 from bench.datasets.as_data import as_data
 from bench.engine.default_dtype import default_to_float32
-from bench.evaluation import live_models, loading
-from bench.evaluation.evaluator import Evaluator
+from bench.evaluation import live_models, loading, make_evaluator
 from bench.execution import events, runner
 from bench.execution.backends.inline import InlineBackend
 from bench.execution.options import RunOptions
@@ -211,7 +210,7 @@ def benchmark(
     if given.labels is None:
         raise SuiteError(f"{CALLER}: data: expected labels, got images alone")
     suite = _make_suite(entries, given.name, attacks, norm, eps, unions or {}, title, checked.seed)
-    evaluator = Evaluator.from_objects(
+    evaluator = make_evaluator.from_objects(
         suite,
         {entry.label: model for entry, model in zip(entries, given_models.values(), strict=True)},
         given,

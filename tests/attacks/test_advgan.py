@@ -157,8 +157,3 @@ def test_images_of_another_size_than_it_learned_from_are_refused(weights: str) -
 def test_sides_that_cannot_be_halved_twice_are_refused() -> None:
     with pytest.raises(SuiteError, match="got 30x28"):
         advgan.build((1, 30, 28), advgan.Training())
-
-
-def test_the_lead_is_below_0_only_where_another_class_wins() -> None:
-    logits = torch.tensor([[3.0, 1.0, 0.0], [1.0, 3.0, 0.0]])
-    assert advgan._lead(logits, torch.tensor([0, 0])).tolist() == [2.0, -2.0]

@@ -38,6 +38,11 @@ def test_the_margins_gradient_is_cross_entropys_over_the_chance_of_being_wrong()
     assert torch.allclose(slope("cross-entropy", z, y), wrong[:, None] * slope("margin", z, y))
 
 
+def test_the_difference_of_logits_is_above_0_only_where_another_class_wins() -> None:
+    logits = torch.tensor([[3.0, 1.0, 0.0], [1.0, 3.0, 0.0]])
+    assert losses.logit_difference(logits, torch.tensor([0, 0])).tolist() == [-2.0, 2.0]
+
+
 def test_float32_turns_the_direction_of_a_saturated_cross_entropy_and_not_the_margins() -> None:
     z, y = some()
     z[torch.arange(16), y] += 30.0  # the label's probability rounds to 1

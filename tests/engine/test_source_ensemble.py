@@ -13,6 +13,7 @@ from bench.core.contracts.types import Combination
 from bench.engine.functional.gradients import gradient_pass
 from bench.engine.functional.losses import make_objective
 from bench.engine.source_ensemble import SourceEnsemble
+from bench.evaluation import make_evaluator
 from bench.evaluation.evaluator import Evaluator
 from bench.suite import plan
 from bench.suite.reader import parse_suite
@@ -114,7 +115,7 @@ def load(
     text = SUITE.replace("SOURCE", source).replace('"bim"', f'"{name}"')
     text += f"params = {{ steps = {steps} }}\n" if steps else ""
     suite = parse_suite(text, "sources.toml", folder)
-    evaluator = Evaluator.from_suite(
+    evaluator = make_evaluator.from_suite(
         suite, torch.device("cpu"), Path(), batch_size=8, use_acceleration=False
     )
     facts = {label: evaluator.model_facts(label) for label in evaluator.models}

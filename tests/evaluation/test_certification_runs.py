@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from cheap_runs import draw_only
-from click.testing import CliRunner
+from command_line import type_command
+from seeded_nets import SEEDED, write_suite
 from torch import Tensor
 
 import bench
-from bench import cli
 from bench.analysis import certified, results
 from bench.core.contracts import types
 from bench.core.errors import RecordError, SuiteError
@@ -18,23 +18,15 @@ from bench.evaluation.certification import bounds
 from bench.evaluation.certification.layers import Node
 from bench.suite.reader import parse_suite
 
-NET = """
-import torch
-from torch import nn
-
+NET = f"""
+{SEEDED}
 def net(width: int = 6, kind: str = "relu") -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
     bend = nn.ReLU() if kind == "relu" else nn.Softplus()
-    made = nn.Sequential(nn.Flatten(), nn.Linear(64, width), bend, nn.Linear(width, 3))
-    with torch.no_grad():
-        for value in made.parameters():
-            value.copy_(torch.randn(value.shape, generator=generator))
-    return made
+    return seeded(nn.Sequential(nn.Flatten(), nn.Linear(64, width), bend, nn.Linear(width, 3)))
 
 def data(limit=None):
-    images = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        return images[:limit], net()(images).argmax(1)[:limit]
+    images, labels = labelled(net(), 30, 8)
+    return images[:limit], labels[:limit]
 """
 SUITE = """
 schema = 1
@@ -81,24 +73,10 @@ eps = [0.004]
 """
 
 
-def write_suite(folder: Path, suite: str = SUITE) -> str:
-    (folder / "net.py").write_text(NET, encoding="utf-8")
-    path = folder / "s.toml"
-    path.write_text(suite, encoding="utf-8")
-    return str(path)
-
-
 def bench_run(folder: Path, suite: str = SUITE, fresh: bool = False) -> results.RunResults:
     """The results of a run without its report."""
-    path = write_suite(folder, suite)
+    path = write_suite(folder, NET, suite)
     return bench.run(path, folder / "out", device="cpu", fresh=fresh)
-
-
-def typed(*words: str) -> tuple[int, str]:
-    """What `bench` returns and prints."""
-    result = CliRunner().invoke(cli.cli, [*words], standalone_mode=False)
-    assert result.exception is None, result.output
-    return result.return_value, result.output
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,8 +90,8 @@ def no_figures() -> Iterator[None]:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a run, and what was printed."""
     folder = tmp_path_factory.mktemp("certified")
-    code, output = typed(
-        "run", write_suite(folder), "--out", str(folder / "out"), "--device", "cpu"
+    code, output = type_command(
+        "run", write_suite(folder, NET, SUITE), "--out", str(folder / "out"), "--device", "cpu"
     )
     assert code == 0
     return folder, output
@@ -216,7 +194,7 @@ def test_a_certified_example_that_an_attack_has_broken_is_a_contradiction_and_ex
     broken = found[(found["attack"] == "FGSM") & (found["attack_eps"] == 0.5)]
     assert set(broken["eps"]) == {0.5}  # a smaller certified ball says nothing of so far an image
     assert len(found[found["attack"] == "L2"])  # that an image is near is measured, not declared
-    code, output = typed("report", str(tmp_path / "out"))
+    code, output = type_command("report", str(tmp_path / "out"))
     assert code == 1
     assert "contradiction: relu net: CROWN certified at eps 0.5 what FGSM broke" in output
     assert f"({broken['example'].iloc[0]}" in output
@@ -233,7 +211,7 @@ def test_certificates_that_are_gone_are_missing_and_the_run_is_not_whole(tmp_pat
     with pytest.raises(RecordError, match="damaged certificates"):
         _ = results.read_results(tmp_path / "out").certified
     path.unlink()
-    assert typed("report", str(tmp_path / "out"))[0] == 1
+    assert type_command("report", str(tmp_path / "out"))[0] == 1
     table = pd.read_csv(tmp_path / "out" / "certified.csv")
     missing = table[table["status"] == "missing"]
     assert missing["reason"].str.startswith("0 of 30 examples are done").all()
@@ -245,7 +223,7 @@ def test_a_suite_that_certifies_nothing_has_no_section_and_leaves_no_table(tmp_p
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "certified.csv").write_text("of another suite", encoding="utf-8")
     bench_run(tmp_path, ONE.replace("certify = true\n", ""))
-    assert typed("report", str(tmp_path / "out"))[0] == 0
+    assert type_command("report", str(tmp_path / "out"))[0] == 0
     assert not (tmp_path / "out" / "certified.csv").exists()
     assert "## Certified" not in (tmp_path / "out" / "report.md").read_text("utf-8")
 
@@ -329,7 +307,7 @@ def test_in_an_l2_ball_bounds_lie_below_what_l2_attacks_left_and_have_their_own_
     assert (table["certified_correct"] <= table["attacked_robust_correct"]).all()
     assert table["certified_correct"].iloc[0] > 0
     assert found.certified.contradictions.empty
-    assert typed("report", str(tmp_path / "out"))[0] == 0
+    assert type_command("report", str(tmp_path / "out"))[0] == 0
     text = (tmp_path / "out" / "report.md").read_text("utf-8")
     assert "relu net, L2, eps 0.02: between" in text
     assert (tmp_path / "out" / "plots" / "bracket-relu-net-l2.png").exists()

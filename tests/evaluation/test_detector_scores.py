@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import bench
 from bench.core.errors import SuiteError
-from bench.evaluation.evaluator import Evaluator
+from bench.evaluation import make_evaluator
 from bench.models.preflight.checks import LoadedModel
 
 Batch = tuple[Tensor, Tensor]
@@ -122,7 +122,7 @@ def test_a_model_in_training_mode_is_given_back_in_it_and_never_asked_in_it() ->
 
 
 def load(model: nn.Module, **settings: Any) -> LoadedModel:
-    evaluator = Evaluator.from_tensors(
+    evaluator = make_evaluator.from_tensors(
         model, *pairs(), torch.device("cpu"), detector=detector("robust", 1.0), **settings
     )
     (loaded,) = evaluator.models.values()

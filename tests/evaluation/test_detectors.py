@@ -17,8 +17,7 @@ from bench.core.contracts.types import Threat
 from bench.core.errors import SuiteError
 from bench.engine.functional.logits import predict_class
 from bench.engine.rejection import RejectingModel, merge_rejection
-from bench.evaluation import metrics
-from bench.evaluation.evaluator import Evaluator
+from bench.evaluation import make_evaluator, metrics
 from bench.suite import plan
 from bench.suite.caveats import list_caveats
 from bench.suite.identity import ModelFacts
@@ -143,7 +142,7 @@ def test_without_labels_a_rejected_clean_image_is_not_classified_correctly(
     rejected: str,
 ) -> None:
     x, y = pairs()
-    evaluator = Evaluator.from_tensors(
+    evaluator = make_evaluator.from_tensors(
         Pair(), x, y, torch.device("cpu"), detector=detector(rejected, 0.4)
     )
     unlabelled = dataclasses.replace(evaluator.data, labels=None)
@@ -390,7 +389,7 @@ def test_a_model_whose_score_is_random_is_random() -> None:
             logits, score = super().forward(x)
             return logits, score + torch.randn_like(score)
 
-    evaluator = Evaluator.from_tensors(
+    evaluator = make_evaluator.from_tensors(
         Noisy(), *pairs(), torch.device("cpu"), detector=detector("robust")
     )
     (loaded,) = evaluator.models.values()

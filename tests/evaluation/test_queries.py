@@ -14,7 +14,7 @@ from bench.core import registry
 from bench.core.contracts.attack import AttackSpec
 from bench.core.contracts.types import Norm
 from bench.core.errors import SuiteError
-from bench.evaluation import chunk, crafting, metrics
+from bench.evaluation import chunk_records, crafting, metrics
 from bench.evaluation.queries import QueryObserver
 
 N = 12
@@ -197,7 +197,7 @@ def test_an_observed_query_counts_only_in_ball_and_box() -> None:
 
 def test_an_image_that_was_not_asked_about_takes_one_query_more() -> None:
     inf, nan = torch.inf, torch.nan
-    settled = chunk._settle_queries(
+    settled = chunk_records.settle_queries(
         torch.tensor([3.0, inf, 5.0, nan]),
         torch.tensor([9.0, 9.0, 9.0, 9.0]),
         torch.tensor([True, True, False, True]),

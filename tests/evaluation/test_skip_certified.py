@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 import torch
 from cheap_runs import draw_only
-from click.testing import CliRunner
+from command_line import type_command
+from seeded_nets import SEEDED, write_suite
 from torch import Tensor
 
 import bench
-from bench import cli
 from bench.analysis import certified
 from bench.analysis.results import RunResults, read_results
 from bench.analysis.results_from_csv import read_results_from_csv
@@ -33,22 +33,13 @@ from bench.suite.schema import Suite
 from bench.suite.thresholds import DEFAULTS, Scope, Thresholds, parse_threshold
 from bench.workflows.gate.check import check_against_baseline
 
-NET = """
-import torch
-from torch import nn
-
+NET = f"""
+{SEEDED}
 def net(width: int = 6) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    made = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 5))
-    with torch.no_grad():
-        for value in made.parameters():
-            value.copy_(torch.randn(value.shape, generator=generator))
-    return made
+    return seeded(nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 5)))
 
 def data(limit=None):
-    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        labels = net()(images).argmax(1)
+    images, labels = labelled(net(), 40, 8)
     labels[3] = (labels[3] + 1) % 5  # misclassified
     return images[:limit], labels[:limit]
 """
@@ -109,10 +100,7 @@ LIMITS = Thresholds(tuple((Scope(), parse_threshold(text)) for text in DEFAULTS)
 
 
 def run_suite(folder: Path, text: str, **options: object) -> RunResults:
-    (folder / "net.py").write_text(NET, encoding="utf-8")
-    path = folder / "s.toml"
-    path.write_text(text, encoding="utf-8")
-    return bench.run(str(path), folder / "out", device="cpu", **options)  # type: ignore[arg-type]
+    return bench.run(write_suite(folder, NET, text), folder / "out", device="cpu", **options)  # type: ignore[arg-type]
 
 
 def read(text: str, tmp_path: Path) -> Suite:
@@ -394,10 +382,7 @@ def test_every_page_that_shows_the_number_names_the_certified_examples(
 def test_a_published_page_and_its_tables_name_the_certified_examples(
     skipping: RunResults, tmp_path: Path
 ) -> None:
-    done = CliRunner().invoke(
-        cli.cli, ["publish", str(skipping.folder), "-o", str(tmp_path)], standalone_mode=False
-    )
-    assert done.exception is None, done.output
+    type_command("publish", str(skipping.folder), "-o", str(tmp_path))
     pages = [*tmp_path.rglob("*.html"), *tmp_path.rglob("*.tex"), *tmp_path.rglob("*.md")]
     named = {page.suffix for page in pages if "certified, not attacked" in page.read_text("utf-8")}
     assert named == {".html", ".tex", ".md"}

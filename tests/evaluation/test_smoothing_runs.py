@@ -5,19 +5,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
+from command_line import type_command
+from seeded_nets import SEEDED, write_suite
 
 import bench
-from bench import cli
 from bench.analysis import results, smoothed
 from bench.analysis.results_from_csv import read_results_from_csv
 from bench.core.errors import RecordError
 from bench.evaluation.certification import smoothing
 
-NET = """
-import torch
-from torch import nn
-
+NET = f"""
+{SEEDED}
 class Noisy(nn.Module):
     def __init__(self, inner):
         super().__init__()
@@ -27,17 +25,11 @@ class Noisy(nn.Module):
         return self.inner(x) + 1e-3 * torch.randn(len(x), 3)
 
 def net(width: int = 6, kind: str = "plain") -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    made = nn.Sequential(nn.Flatten(), nn.Linear(16, width), nn.Tanh(), nn.Linear(width, 3))
-    with torch.no_grad():
-        for value in made.parameters():
-            value.copy_(torch.randn(value.shape, generator=generator))
+    made = seeded(nn.Sequential(nn.Flatten(), nn.Linear(16, width), nn.Tanh(), nn.Linear(width, 3)))
     return Noisy(made) if kind == "noisy" else made
 
 def data(limit=None):
-    images = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        labels = net()(images).argmax(1)
+    images, labels = labelled(net(), 20, 4)
     labels[:3] = (labels[:3] + 1) % 3
     return images[:limit], labels[:limit]
 """
@@ -70,26 +62,14 @@ eps = [0.02]
 """
 
 
-def write_suite(folder: Path, suite: str = SUITE) -> str:
-    (folder / "net.py").write_text(NET, encoding="utf-8")
-    path = folder / "s.toml"
-    path.write_text(suite, encoding="utf-8")
-    return str(path)
-
-
-def typed(*words: str) -> tuple[int, str]:
-    """What `bench` returns and prints."""
-    result = CliRunner().invoke(cli.cli, [*words], standalone_mode=False)
-    assert result.exception is None, result.output
-    return result.return_value, result.output
-
-
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a run, and what was printed."""
     folder = tmp_path_factory.mktemp("smoothed")
     out = folder / "out"
-    code, output = typed("run", write_suite(folder), "--out", str(out), "--device", "cpu")
+    code, output = type_command(
+        "run", write_suite(folder, NET, SUITE), "--out", str(out), "--device", "cpu"
+    )
     assert code == 0
     return out, output
 
@@ -154,7 +134,7 @@ def test_a_model_is_smoothed_by_its_labels_alone_and_one_that_answers_at_random_
 
 def test_results_are_the_same_at_every_batch_size(ran: tuple[Path, str], tmp_path: Path) -> None:
     first = results.read_results(ran[0]).smoothed
-    path = write_suite(tmp_path)
+    path = write_suite(tmp_path, NET, SUITE)
     other = bench.run(path, tmp_path / "out", device="cpu", batch_size=7).smoothed
     pd.testing.assert_frame_equal(first.examples, other.examples)
 
@@ -187,7 +167,7 @@ def test_other_radii_are_counted_from_the_same_records(
 ) -> None:
     one = SUITE[: SUITE.index('[[models]]\nname = "net.py:net"\nlabel = "labels')]
     one += SUITE[SUITE.index("[[attacks]]") :]
-    bench.run(write_suite(tmp_path, one), tmp_path / "out", device="cpu")
+    bench.run(write_suite(tmp_path, NET, one), tmp_path / "out", device="cpu")
 
     def never(*_: object) -> None:
         raise AssertionError("certified again")
@@ -195,19 +175,21 @@ def test_other_radii_are_counted_from_the_same_records(
     with monkeypatch.context() as patch:
         patch.setattr(smoothing, "certify_smoothed", never)
         other = one.replace('radii = [0, "1/8", 0.4]', "radii = [0.3]")
-        found = bench.run(write_suite(tmp_path, other), tmp_path / "out", device="cpu").smoothed
+        found = bench.run(
+            write_suite(tmp_path, NET, other), tmp_path / "out", device="cpu"
+        ).smoothed
     assert found.table.query("sigma == 0.25")["radius"].tolist() == [0.3]
     tasks = results.read_results(tmp_path / "out").provenance["certify"]
     before = {each["identity"] for each in tasks}
     again = bench.run(
-        write_suite(tmp_path, one.replace('"smooth"', '"smooth"\nseed = 1')), tmp_path / "out",
+        write_suite(tmp_path, NET, one.replace('"smooth"', '"smooth"\nseed = 1')), tmp_path / "out",
         device="cpu", fresh=True,
     )  # fmt: skip
     assert before.isdisjoint(each["identity"] for each in again.provenance["certify"])
 
 
 def test_records_that_are_gone_are_missing_and_damaged_ones_are_refused(tmp_path: Path) -> None:
-    found = bench.run(write_suite(tmp_path), tmp_path / "out", device="cpu")
+    found = bench.run(write_suite(tmp_path, NET, SUITE), tmp_path / "out", device="cpu")
     assert (found.smoothed.table["status"] != "missing").all()
     path = next((tmp_path / "out" / "records").glob("*.certificates"))
     content = path.read_bytes()
@@ -215,7 +197,7 @@ def test_records_that_are_gone_are_missing_and_damaged_ones_are_refused(tmp_path
     with pytest.raises(RecordError, match="damaged certificates"):
         _ = results.read_results(tmp_path / "out").smoothed
     path.unlink()
-    code, _ = typed("report", str(tmp_path / "out"))
+    code, _ = type_command("report", str(tmp_path / "out"))
     table = pd.read_csv(tmp_path / "out" / "smoothing.csv")
     assert code == 1
     assert set(table.query("status == 'missing'")["reason"]) == {

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from command_line import type_command
 
 from bench.analysis import results
-from bench.cli import cli
 from bench.storage import reader
 
 MODELS = '''
@@ -85,14 +84,10 @@ def place(tmp_path: Path) -> Path:
 
 def run(place: Path) -> tuple[int, str]:
     """Passes are of 64 rows, more than `Small` takes."""
-    done = CliRunner().invoke(
-        cli, ["run", str(place / "s.toml"), "--out", str(place / "out"), "--device", "cpu",
-              "--batch-size", "64"],
-        standalone_mode=False,
+    return type_command(
+        "run", str(place / "s.toml"), "--out", str(place / "out"), "--device", "cpu",
+        "--batch-size", "64",
     )  # fmt: skip
-    if done.exception:
-        raise done.exception
-    return int(done.return_value), done.output
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")

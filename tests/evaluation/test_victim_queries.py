@@ -15,8 +15,7 @@ import bench
 from bench.analysis import results
 from bench.core import registry
 from bench.core.contracts.attack import AttackSpec
-from bench.evaluation import crafting
-from bench.evaluation.evaluator import Evaluator
+from bench.evaluation import crafting, make_evaluator
 from bench.evaluation.victim import CountedVictim
 from bench.execution import runner
 from bench.execution.options import RunOptions
@@ -342,7 +341,7 @@ def test_the_budget_belongs_to_the_identity_where_it_is_given() -> None:
 
 def test_the_source_is_not_accelerated_so_that_no_attack_is_repeated(tmp_path: Path) -> None:
     suite = reader.parse_suite(TEXT, "t.toml", tmp_path)
-    evaluator = Evaluator.from_suite(suite, torch.device("cpu"), tmp_path)
+    evaluator = make_evaluator.from_suite(suite, torch.device("cpu"), tmp_path)
     facts = {label: evaluator.model_facts(label) for label in evaluator.models}
     assert evaluator.pool.accelerate(plan.plan_tasks(suite, facts)[0]) is None
     assert any("query the victim again" in sentence for sentence in evaluator.decisions)

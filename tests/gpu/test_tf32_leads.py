@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import bench
 from bench.engine.device import has_tf32
 from bench.engine.float32_precision import read_precision, restore_precision
-from bench.evaluation import evaluator, judge
+from bench.evaluation import judge, make_evaluator
 from bench.evaluation.crafting import Examples
 from bench.workflows.gpu_check import leading, passes
 from bench.workflows.gpu_check.setup import TINY, Setup
@@ -138,10 +138,10 @@ def test_whatever_the_process_has_set_the_model_is_judged_without_tf32(
 def test_a_model_is_checked_certified_and_shown_without_tf32(
     net: Rounded, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    checked = evaluator.Evaluator.from_tensors(net, *(each[:20] for each in digits), CPU)
+    checked = make_evaluator.from_tensors(net, *(each[:20] for each in digits), CPU)
     SEEN.clear()
     use_older_api()
-    again = evaluator.Evaluator.from_tensors(net, *(each[:20] for each in digits), CPU)
+    again = make_evaluator.from_tensors(net, *(each[:20] for each in digits), CPU)
     assert again.models["Rounded"].sketch == checked.models["Rounded"].sketch
     assert torch.equal(again.models["Rounded"].logits, checked.models["Rounded"].logits)
     assert {tf32 for _, tf32 in SEEN} == {False}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from reported_runs import copy_without_records
 
 import bench
 from bench.analysis import results
@@ -56,8 +57,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (out / "small.toml").write_text(text, encoding="utf-8")
         bench.run(out / "small.toml", out=out, device="cpu")
         run_output.write_run_output(results.read_results(out), out)
-    bare = found["bare"] = tmp_path_factory.mktemp("bare") / "run"
-    shutil.copytree(found["other"], bare, ignore=shutil.ignore_patterns("records"))
+    found["bare"] = copy_without_records(found["other"], tmp_path_factory.mktemp("bare") / "run")
     return found
 
 

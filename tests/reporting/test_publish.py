@@ -11,18 +11,17 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from reported_runs import copy_without_records, run_with_report
 
 from bench.analysis import results, results_from_csv
 from bench.cli import cli
 from bench.core.errors import RecordError, SuiteError
 from bench.evaluation import metrics
-from bench.execution import options, runner
 from bench.reporting import run_output
 from bench.reporting.formats.tables import Bold, PaperTable
 from bench.reporting.site import paper_tables, writer
 from bench.reporting.site.sources import PublishedRun, gather
 from bench.storage import manifest
-from bench.suite import reader
 
 SUITE = """
 schema = 1
@@ -85,19 +84,13 @@ FILES = {"index.html", "results.csv", "results.parquet", "tables.md", "tables.te
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     (out / "broken.py").write_text(BROKEN, encoding="utf-8")
-    runner.run_suite(
-        reader.parse_suite(SUITE, "p.toml", out), out, options.RunOptions(device="cpu")
-    )
-    run_output.write_run_output(results.read_results(out), out)
-    return out
+    return run_with_report(SUITE, out)
 
 
 @pytest.fixture(scope="module")
 def bare(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run as it is committed: without its records."""
-    out = tmp_path_factory.mktemp("bare") / "run"
-    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("records", "broken.py"))
-    return out
+    return copy_without_records(folder, tmp_path_factory.mktemp("bare") / "run", "broken.py")
 
 
 @pytest.fixture(scope="module")

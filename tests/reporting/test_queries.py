@@ -10,34 +10,25 @@ import pytest
 from cheap_runs import no_figures
 from matplotlib.collections import PolyCollection
 from query_suite import SUITE
+from reported_runs import copy_without_records, publish_page, run_with_report
 
 from bench.analysis import results
 from bench.evaluation import metrics
-from bench.execution import options, runner
-from bench.reporting import run_output
 from bench.reporting.plots.query_curves import iter_query_figures
-from bench.reporting.site import sources, svg_chart, writer
-from bench.suite import reader
+from bench.reporting.site import svg_chart
 
 __all__ = ["no_figures"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run")
-    runner.run_suite(
-        reader.parse_suite(SUITE, "asked.toml", out), out, options.RunOptions(device="cpu")
-    )
-    run_output.write_run_output(results.read_results(out), out)
-    return out
+    return run_with_report(SUITE, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
 def bare(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run without its records."""
-    out = tmp_path_factory.mktemp("bare") / "run"
-    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("records"))
-    return out
+    return copy_without_records(folder, tmp_path_factory.mktemp("bare") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +44,7 @@ def test_a_publication_states_the_counts_of_the_records_with_their_intervals(
     folder: Path, robust: dict[int, int], tmp_path: Path
 ) -> None:
     assert robust[20] > robust[60] > robust[150]
-    writer.publish(sources.gather([folder]), tmp_path)
-    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    page = publish_page(folder, tmp_path)
     section = page.partition('<section id="queries">')[2].partition("</section>")[0]
     assert "LeNet, L-inf, eps 0.2, targeted next: within a number of queries" in section
     for queries, k in robust.items():
@@ -84,19 +74,13 @@ def test_a_chart_has_a_point_at_every_budget_on_a_logarithmic_axis(
 def test_a_run_without_its_records_has_the_same_page(
     folder: Path, bare: Path, tmp_path: Path
 ) -> None:
-    pages = []
-    for name, run in (("a", folder), ("b", bare)):
-        writer.publish(sources.gather([run]), tmp_path / name)
-        pages.append((tmp_path / name / "index.html").read_text(encoding="utf-8"))
-    assert pages[0] == pages[1]
+    assert publish_page(folder, tmp_path / "a") == publish_page(bare, tmp_path / "b")
 
 
 def test_a_run_of_before_queries_is_published_without_them(bare: Path, tmp_path: Path) -> None:
     old = tmp_path / "old"
     shutil.copytree(bare, old, ignore=shutil.ignore_patterns("queries.csv"))
-    writer.publish(sources.gather([old]), tmp_path / "out")
-    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    assert 'id="queries"' not in page
+    assert 'id="queries"' not in publish_page(old, tmp_path / "out")
 
 
 def test_a_single_budget_is_no_curve(folder: Path) -> None:

@@ -1,18 +1,16 @@
 """A run with detectors: counts equal a pivot over the records, on every page and in the gate."""
 
-import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from cheap_runs import few_rows, no_figures
+from reported_runs import copy_without_records, run_with_report
 from rich.console import Console
 
 from bench.analysis import results, results_from_csv, snapshot, snapshot_matching
-from bench.execution import options, runner
-from bench.reporting import run_output, terminal
+from bench.reporting import terminal
 from bench.reporting.site import sources, writer
-from bench.suite import reader
 
 __all__ = ["few_rows", "no_figures"]
 
@@ -73,9 +71,7 @@ source = "lenet"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("detectors")
     (base / "mine.py").write_text(MINE, encoding="utf-8")
-    suite = reader.parse_suite(SUITE, "detectors.toml", base)
-    runner.run_suite(suite, base / "run", options.RunOptions(device="cpu"))
-    run_output.write_run_output(results.read_results(base / "run"), base / "run")
+    run_with_report(SUITE, base / "run", base)
     return base / "run"
 
 
@@ -144,8 +140,8 @@ def test_the_wrong_class_of_a_rejection_is_called_rejected(folder: Path) -> None
 
 
 def test_a_run_is_read_from_its_tables_as_from_its_records(folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("records"))
-    bare = results_from_csv.read_results_from_csv(tmp_path / "bare").rejections
+    copied = copy_without_records(folder, tmp_path / "bare")
+    bare = results_from_csv.read_results_from_csv(copied).rejections
     pd.testing.assert_frame_equal(
         bare, results.read_results(folder).rejections, check_dtype=False, check_like=True
     )

@@ -9,16 +9,15 @@ from typing import Any
 import pandas as pd
 import pytest
 from cheap_runs import no_figures
+from reported_runs import copy_without_records, publish_page, run_with_report
 from rich.console import Console
 
 from bench.analysis import classes, results, results_from_csv, unions
 from bench.evaluation import metrics
-from bench.execution import options, runner
-from bench.reporting import run_output, terminal
+from bench.reporting import terminal
 from bench.reporting.plots.class_heatmap import iter_class_figures, plot_class_heatmap
 from bench.reporting.report import class_view, union_view
 from bench.reporting.site import sources, writer
-from bench.suite import reader
 from bench.suite.labels import WORST_CASE
 
 __all__ = ["no_figures"]
@@ -56,20 +55,13 @@ threats = [{ norm = "linf", eps = 0.07 }, { norm = "l2", eps = 0.5 }]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run")
-    runner.run_suite(
-        reader.parse_suite(SUITE, "two.toml", out), out, options.RunOptions(device="cpu")
-    )
-    run_output.write_run_output(results.read_results(out), out)
-    return out
+    return run_with_report(SUITE, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
 def bare(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run without its records."""
-    out = tmp_path_factory.mktemp("bare") / "run"
-    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("records"))
-    return out
+    return copy_without_records(folder, tmp_path_factory.mktemp("bare") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +152,7 @@ def test_a_publication_has_the_unions_and_the_worst_classes(
 ) -> None:
     pages = []
     for name, run in (("a", folder), ("b", bare)):
-        writer.publish(sources.gather([run]), tmp_path / name)
-        pages.append((tmp_path / name / "index.html").read_text(encoding="utf-8"))
+        pages.append(publish_page(run, tmp_path / name))
         text = (tmp_path / name / "tables.md").read_text(encoding="utf-8")
         assert "Robust accuracy in percent to all threat models, untargeted" in text
         assert "Robust accuracy in percent of the worst class, L2, untargeted" in text

@@ -72,8 +72,9 @@ def make_folder(folder: Path) -> None:
     (folder / "boards" / "losses.py").write_text(LOSSES)
     (folder / "net").mkdir()
     (folder / "net" / "mine.py").write_text(MINE)
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 6), nn.ReLU(), nn.Linear(6, 10))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(784, 6), nn.ReLU(), nn.Linear(6, 10))
     torch.save(net.state_dict(), folder / "net" / "w.pt")
 
 

@@ -333,7 +333,7 @@ class Probe(NamedTuple):
     wanted: PassResult
 
 
-def make_probes(model: nn.Module, x: Tensor, rows: int = 1, brief: bool = False) -> list[Probe]:
+def make_probes(model: nn.Module, x: Tensor, rows: int, brief: bool) -> list[Probe]:
     """Run the model on clean and noisy images, with gradients and without.
 
     There is a probe of all images together, of `SEVERAL`, of one and of as many as a pass holds.

@@ -20,6 +20,7 @@ from bench.evaluation.audit import probe_models
 from bench.evaluation.certification import store
 from bench.evaluation.certified_examples import CertifiedIds
 from bench.evaluation.evaluator import Evaluator
+from bench.evaluation.loading import describe_failure
 from bench.execution import resume_check
 from bench.execution.chunk_choice import choose_chunk_size
 from bench.execution.loaded_suite import LoadedSuite, describe_evaluator
@@ -38,7 +39,6 @@ from bench.execution.work import (
     Unit,
     WorkResult,
     WorkUnit,
-    describe_failure,
 )
 from bench.suite import plan
 from bench.suite.schema import Suite
@@ -248,6 +248,8 @@ class Worker:
     def _run_clean_pass(self, model: str) -> None:
         try:
             self.evaluator.clean_pass(model)
+        except KeyboardInterrupt:
+            raise
         except BaseException:  # user's code: each of its cells raises the same and reports it
             return
 

@@ -202,9 +202,9 @@ def _build(
             )
     except Exception as error:  # the library's downloads and constructors raise anything
         _refuse_pages(where, wanted)
-        told = _describe_files(wanted) or "the weights that timm names for it into its cache"
+        what = _describe_files(wanted) or "the weights that timm names for it into its cache"
         raise SuiteError(
-            f"{where} could not be loaded ({type(error).__name__}: {first_line(error)}); put {told}"
+            f"{where} could not be loaded ({type(error).__name__}: {first_line(error)}); put {what}"
         ) from error
     return model
 

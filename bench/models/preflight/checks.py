@@ -175,7 +175,7 @@ def preflight(
         )
 
 
-def identify_model(model: nn.Module, about: Any = None) -> str:
+def identify_model(model: nn.Module, about: Any) -> str:
     """Compute the fingerprint of a model in evaluation mode.
 
     Args:

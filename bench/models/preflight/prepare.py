@@ -222,7 +222,7 @@ def _fix_batch(
     size: int,
     output: Output | None,
     notes: list[Finding],
-    detector: Detector | None = None,
+    detector: Detector | None,
 ) -> nn.Module:
     """Wrap a model that takes one number of images alone; its logits are selected before."""
     answer = _try_call(model, _repeat(x, size))
@@ -246,7 +246,7 @@ def _convert_input(
     allow: Sequence[str],
     error: ModelCallError,
     notes: list[Finding],
-    detector: Detector | None = None,
+    detector: Detector | None,
 ) -> nn.Module:
     """Wrap a model that raised on the first images; raise the reason if no wrapper helps."""
     kind = _find_precision(model)

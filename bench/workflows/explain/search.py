@@ -17,6 +17,7 @@ from bench.core.errors import ContractError, SuiteError, first_line
 from bench.evaluation import metrics
 from bench.evaluation.evaluator import Evaluator
 from bench.execution import preparation
+from bench.execution.loaded_suite import explain_unfit
 from bench.execution.options import RunOptions
 from bench.suite import plan, reader
 from bench.suite.identity import find_source_facts
@@ -337,7 +338,7 @@ def _task(
 ) -> plan.AttackTask:
     """Plan the task of one cell, with the facts of the loaded model."""
     model, entry, cell = found.task.model, found.task.entry, found.cell
-    if why := evaluator.unfit_reason(found.task):
+    if why := explain_unfit(found.task, evaluator.unfit):
         raise SuiteError(f"cell '{cell.model}/{cell.attack}': {why}")
     facts = {label: evaluator.model_facts(label) for label in evaluator.models}
     source = find_source_facts(entry, facts, facts[model])

@@ -225,7 +225,7 @@ def list_shortcomings(snapshot: Snapshot, suite: Suite) -> list[str]:
         if label not in asked:
             problems.append(f"{label}: expected this attack, found none of that label")
             continue
-        # The code of an attack may differ: it changes with every edit of its file.
+        # The code of an attack may differ: entries that an earlier version made stay.
         problems += [
             f"{label}: {key}: expected {wanted.get(key)!r}, got {asked[label].get(key)!r}"
             for key in sorted({*wanted, *asked[label]} - {*NOTED})
@@ -249,7 +249,7 @@ def list_shortcomings(snapshot: Snapshot, suite: Suite) -> list[str]:
 def list_other_versions(snapshot: Snapshot, suite: Suite) -> list[str]:
     """List the attacks of a run that another version of bench made.
 
-    Entries are not asked for this: a page says which version made them.
+    A run is checked for this when it is submitted; entries that were admitted before stay.
 
     Args:
         snapshot: Outcomes of the model.

@@ -1,4 +1,4 @@
-"""Standings -> what people read: leaderboard.md, and leaderboard.html that says the same."""
+"""Render a leaderboard as two pages of the same content: leaderboard.md and leaderboard.html."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ RULES = (
 class LeaderboardRow(NamedTuple):
     """One model, as both pages show it."""
 
-    standing: RankedModel
+    ranked: RankedModel
     robust: str
     clean: str
     left: list[str]
@@ -47,7 +47,7 @@ class LeaderboardRow(NamedTuple):
 
 
 class LeaderboardSection(NamedTuple):
-    """One threat's order."""
+    """The ranking under one threat."""
 
     title: str
     attacks: list[str]
@@ -70,7 +70,7 @@ def write_leaderboard(entries: Sequence[Entry], suite: Suite, out: Path) -> list
     Raises:
         SuiteError: The folder cannot be written.
     """
-    sections = [_section(entries, threat) for threat in list_threats(suite)]
+    sections = [_make_section(entries, threat) for threat in list_threats(suite)]
     data = entries[0].snapshot.data
     summary = (
         f"{format_plural(len(entries), 'model')} on the first {data.n} examples of {data.name}. "
@@ -81,7 +81,7 @@ def write_leaderboard(entries: Sequence[Entry], suite: Suite, out: Path) -> list
         "summary": summary,
         "sections": sections,
         "counting": RULES,
-        "commands": _commands(suite),
+        "commands": _write_commands(suite),
         "suite": suite.text,
     }
     pages = {
@@ -91,7 +91,7 @@ def write_leaderboard(entries: Sequence[Entry], suite: Suite, out: Path) -> list
     return [write_atomic(out / name, content) for name, content in pages.items()]
 
 
-def _commands(suite: Suite) -> str:
+def _write_commands(suite: Suite) -> str:
     """Return the two commands that enter a model of one's own."""
     name = suite.name if suite.name in catalog.list_suites() else f"{suite.name}.toml"
     board = "DIR" if name == DEFAULT_SUITE else f"DIR --suite {name}"
@@ -101,15 +101,15 @@ def _commands(suite: Suite) -> str:
     )
 
 
-def _section(entries: Sequence[Entry], threat: RankedThreat) -> LeaderboardSection:
+def _make_section(entries: Sequence[Entry], threat: RankedThreat) -> LeaderboardSection:
     attacks = [format_text(attack) for attack in threat.attacks]
-    lines = [_line(standing) for standing in rank_models(entries, threat)]
+    lines = [_make_row(ranked) for ranked in rank_models(entries, threat)]
     title = f"{format_norm(threat.norm)}, eps {threat.eps_text}"
-    return LeaderboardSection(title, attacks, lines, _view(attacks, lines))
+    return LeaderboardSection(title, attacks, lines, _tabulate(attacks, lines))
 
 
-def _line(standing: RankedModel) -> LeaderboardRow:
-    card, snapshot, recheck = standing.entry
+def _make_row(ranked: RankedModel) -> LeaderboardRow:
+    card, snapshot, recheck = ranked.entry
     n = snapshot.data.n
     checked = f"{recheck.examples} of {n}"
     entry = card.model
@@ -127,27 +127,27 @@ def _line(standing: RankedModel) -> LeaderboardRow:
         "otherwise",
     }
     return LeaderboardRow(
-        standing=standing,
-        robust=_rate(standing.robust)
-        + (f"; {standing.certified} of {n} certified, not attacked" if standing.certified else ""),
-        clean=_rate(standing.clean),
-        left=[format_count(k, n) for k in standing.left.values()],
-        audit=", ".join(map(format_text, standing.entry.signs)) or "no symptom",
+        ranked=ranked,
+        robust=_format(ranked.robust)
+        + (f"; {ranked.certified} of {n} certified, not attacked" if ranked.certified else ""),
+        clean=_format(ranked.clean),
+        left=[format_count(k, n) for k in ranked.left.values()],
+        audit=", ".join(map(format_text, ranked.entry.signs)) or "no symptom",
         checked=checked,
         facts=[(key, format_text(value)) for key, value in facts.items() if value],
     )
 
 
-def _rate(rate: Rate) -> str:
+def _format(rate: Rate) -> str:
     return format_rate(rate.k, rate.n, rate.low, rate.high)
 
 
-def _view(attacks: list[str], lines: list[LeaderboardRow]) -> View:
+def _tabulate(attacks: list[str], lines: list[LeaderboardRow]) -> View:
     """Tabulate the models for the Markdown page."""
     columns = ["rank", "model", "robust, worst case", "clean", *attacks, "audit",
                "run again"]  # fmt: skip
     rows = [
-        [str(line.standing.rank), format_text(line.standing.entry.card.name), line.robust,
+        [str(line.ranked.rank), format_text(line.ranked.entry.card.name), line.robust,
          line.clean,
          *line.left, line.audit, line.checked]
         for line in lines

@@ -27,6 +27,8 @@ from bench.suite import plan, targets
 from bench.suite.schema import AttackEntry, DataEntry, ModelEntry
 
 TOP = 5
+SEED = 0
+"""Of the noise of the attack, and of weights that are drawn at random."""
 _EXAMPLE = re.compile(r"(?P<data>\w+):(?P<index>\d+)")
 
 
@@ -74,7 +76,6 @@ def attack_image(
     device: torch.device,
     out: Path,
     data_dir: Path = Path(),
-    seed: int = 0,
     magnify: float | None = None,
 ) -> SingleImageResult:
     """Attack one image; write the adversarial image as PNG, and a figure.
@@ -88,7 +89,6 @@ def attack_image(
         device: Where to compute.
         out: Folder for PNG and figure.
         data_dir: Folder of the data sets.
-        seed: Seed of the attack's noise.
         magnify: Factor by which the figure shows the perturbation; None: computed.
 
     Returns:
@@ -103,15 +103,15 @@ def attack_image(
     class_names = registered.names() if known and registered.names else ()
     data = _data(image, registered.shape if known else None, class_names, data_dir)
     names, x, stem, shape = data.classes, data.read(0, 1)[0], data.name, data.shape
-    loaded = loading.load_model(model, Path(), seed, data, device, data_dir)
+    loaded = loading.load_model(model, Path(), SEED, data, device, data_dir)
     if entry.goal == "targeted":
         targets.resolve_target(entry, loaded.classes, names)
     evaluator = Evaluator(
-        suite="", seed=seed, device=device, data=data,
+        suite="", seed=SEED, device=device, data=data,
         models={model.label: loaded}, rows={model.label: 1}, use_acceleration=False,
     )  # fmt: skip
     task = plan.plan_task(
-        model.label, entry, evaluator.model_facts(model.label), seed, "independent"
+        model.label, entry, evaluator.model_facts(model.label), SEED, "independent"
     )
     task = task._replace(spec=dataclasses.replace(task.spec, trace=True))
     chunk = evaluator.evaluate_chunk(task, 0, 1)
