@@ -19,7 +19,7 @@ from bench.engine import process_cache, timing
 from bench.engine.acceleration import accelerate, calibration
 from bench.engine.acceleration.accelerate import AcceleratedModel
 from bench.engine.cuda_graphs import KeptGraphs
-from bench.engine.device import has_tf32
+from bench.engine.device import has_tf32, is_gpu
 from bench.engine.rejection import select_classifier
 from bench.engine.source_ensemble import SourceEnsemble
 from bench.evaluation.setup_budget import SetupPlan, plan_setup
@@ -173,7 +173,7 @@ class ModelPool:
             Rows per pass.
         """
         rows = self.rows[model]
-        fixed = self.fixed_rows or self.models[model].random or self.device.type == "cuda"
+        fixed = self.fixed_rows or self.models[model].random or is_gpu(self.device)
         return rows if fixed else min(MAX_JUDGE_ROWS, 4 * rows)
 
     def attack_rows(self, task: plan.AttackTask) -> int:
