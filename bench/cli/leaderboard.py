@@ -51,7 +51,7 @@ def leaderboard(
     data_dir: Path | None,
     **texts: str | None,
 ) -> int:
-    r"""Rank models by worst-case robust accuracy.
+    """Rank models by worst-case robust accuracy.
 
     FOLDER holds the entries of the leaderboard. An example counts as robust if no attack of the
     suite fools the model on it.
@@ -64,7 +64,7 @@ def leaderboard(
     \b
     bench run leaderboard --model mine.py:net --weights w.pt --out mine
     bench leaderboard FOLDER --add mine --source "my thesis" --licence MIT ...
-    """
+    """  # noqa: D301 - click's mark of lines to keep is the character
     from bench.core import files
     from bench.execution.options import RunOptions
     from bench.suite import reader

@@ -20,7 +20,14 @@ from bench.core.contracts.types import BALLS
 from bench.engine.threats.registry import find_threat
 from bench.evaluation import metrics
 from bench.reporting.formats.numbers import format_norm, format_number, format_text, map_eps_texts
-from bench.reporting.plots.style import OWN, PALETTE, STYLE, plot_message, shorten
+from bench.reporting.plots.style import (
+    OWN,
+    PALETTE,
+    STYLE,
+    DisplayedFigure,
+    plot_message,
+    shorten,
+)
 
 MARKERS = "osD^vPX<>phd"
 REFERENCE_MARKERS = "x+1234"
@@ -114,8 +121,8 @@ def _curves(rows: pd.DataFrame) -> list[AccuracyCurve]:
         for name in ("robust_accuracy", "robust_low", "robust_high", "robust_correct", "n"):
             cells[name] = pd.to_numeric(cells[name]).astype(float).where(cells["status"] == "ok")
         failed = int((cells["status"] == "failed").sum())
-        cells = _with_clean_point(cells, smallest)
         library = str(cells["implementation"].iloc[0])
+        cells = _with_clean_point(cells, smallest)
         text = shorten(label) + (f" ({failed} failed)" if failed else "")
         curve = AccuracyCurve([text], library == OWN, _family(str(label), library), cells)
         counts = cells[["eps", "n", "robust_correct"]].fillna(-1).itertuples(index=False, name=None)
@@ -190,7 +197,7 @@ def _lines(
     norm: str,
     names: dict[float, str],
 ) -> Figure:
-    figure = Figure(figsize=(8.0, 4.4), layout="constrained")
+    figure = DisplayedFigure(figsize=(8.0, 4.4), layout="constrained")
     axes = figure.subplots()
     handles, labels = [], []
     for curve, look in zip(curves, _looks(curves), strict=True):
@@ -245,7 +252,7 @@ def select_ticks(values: Iterable[float]) -> list[float]:
 
 
 def _points(curves: Sequence[AccuracyCurve], others: Sequence[ReferenceCurve]) -> Figure:
-    figure = Figure(figsize=(7.0, 1.3 + 0.34 * sum(len(c.labels) for c in curves)))
+    figure = DisplayedFigure(figsize=(7.0, 1.3 + 0.34 * sum(len(c.labels) for c in curves)))
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
     for place, (curve, look) in enumerate(zip(curves, _looks(curves), strict=True)):
