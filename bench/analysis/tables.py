@@ -98,7 +98,9 @@ def worst_case_table(
 
     Returns:
         One row per (model, norm, goal, eps), columns WORST_CASE_COLUMNS; `broken_by` counts for
-        each attack, in the suite's order, the examples that it broke first.
+        each attack, in the suite's order, the examples that it broke first. Where attacks left
+        certified examples out, `certified` counts them, and where others attacked them all the
+        same, `certified_by` names the former.
     """
     rows = []
     done = table[table["status"] == "ok"]
@@ -128,10 +130,19 @@ def worst_case_table(
                 "attacks": len(group),
                 "broken_by": ", ".join(broken) if first["eps"] > 0 else "",
                 "certified": count_certified(group),
+                "certified_by": _name_sparing_attacks(group),
             }
         )
-    present = ["certified"] if any(row["certified"] for row in rows) else []
+    present = [name for name in ("certified", "certified_by") if any(row[name] for row in rows)]
     return pd.DataFrame(rows, columns=[*WORST_CASE_COLUMNS, *present])
+
+
+def _name_sparing_attacks(cells: pd.DataFrame) -> str:
+    """Name the attacks that left certified examples out, where another one attacked them."""
+    if not count_certified(cells):
+        return ""
+    sparing = cells.loc[cells["certified"] > 0, "attack"]
+    return ", ".join(sparing) if len(sparing) < len(cells) else ""
 
 
 def count_certified(cells: pd.DataFrame) -> int:
@@ -280,10 +291,12 @@ def _describe_certified(cell: Cell, records: pd.DataFrame) -> dict[str, object]:
     """Count the certified examples that were not attacked, and say so among the caveats."""
     if CERTIFIED_TRAIT not in cell.traits:
         return {}
-    count = int(records["certified"].sum())
+    count, n = int(records["certified"].sum()), len(records)
     caveat = (
-        f"{count} of {len(records)} examples are certified at this eps: they were not attacked and "
-        "count as robust."
+        f"{count} of {n} examples are certified at this eps: they were not attacked and count as "
+        "robust."
+        if count
+        else f"None of {n} examples is certified at this eps, so that none was left out."
     )
     return {"certified": count, "caveats": " ".join([*cell.caveats, caveat])}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bench.cli.main import DATA_DIR, DEVICE, FOLDER, cli, echo
+from bench.cli.main import DATA_DIR, DEVICE, FOLDER, POSITIVE, cli, echo
 from bench.cli.suite_options import parse_params
 
 
@@ -33,7 +33,9 @@ from bench.cli.suite_options import parse_params
 @click.option(
     "--every", type=click.IntRange(1), default=5, show_default=True, help="Print every N-th step."
 )
-@click.option("--magnify", type=float, help="Factor by which the change is magnified [computed].")
+@click.option(
+    "--magnify", type=POSITIVE, help="Factor by which the change is magnified [computed]."
+)
 @DEVICE
 @click.option(
     "--out", type=FOLDER, default=Path(), help="Folder for image, figure and page [current folder]."

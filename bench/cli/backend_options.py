@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from bench.cli.main import FiniteRange
 from bench.core.errors import SuiteError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ OPTIONS = (
         "--workers", type=click.IntRange(1), help="Number of Ray workers [as many as fit]."
     ),
     click.option(
-        "--gpus-per-worker", type=click.FloatRange(0), metavar="F",
+        "--gpus-per-worker", type=FiniteRange(0), metavar="F",
         help="GPUs per Ray worker, or a fraction of one [1 if the run uses GPUs].",
     ),
 )  # fmt: skip

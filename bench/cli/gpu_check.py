@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from bench.cli.main import DATA_DIR, FOLDER, cli, echo
+from bench.cli.main import DATA_DIR, FOLDER, POSITIVE, cli, echo
 
 
 @cli.command("gpu-check")
@@ -13,7 +13,7 @@ from bench.cli.main import DATA_DIR, FOLDER, cli, echo
     "--device", default="cuda", show_default=True, help="cuda or cuda:N; cpu rehearses the parts."
 )
 @click.option(
-    "--minutes", type=click.FloatRange(0, min_open=True), default=8.0, show_default=True,
+    "--minutes", type=POSITIVE, default=8.0, show_default=True,
     help="Time after which no measurement begins.",
 )  # fmt: skip
 @DATA_DIR

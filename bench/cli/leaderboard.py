@@ -51,7 +51,7 @@ def leaderboard(
     data_dir: Path | None,
     **texts: str | None,
 ) -> int:
-    r"""Rank models by worst-case robust accuracy.
+    """Rank models by worst-case robust accuracy.
 
     FOLDER holds the entries of the leaderboard. An example counts as robust if no attack of the
     suite fools the model on it.
@@ -64,9 +64,10 @@ def leaderboard(
     \b
     bench run leaderboard --model mine.py:net --weights w.pt --out mine
     bench leaderboard FOLDER --add mine --source "my thesis" --licence MIT ...
-    """
+    """  # noqa: D301 - click's mark of lines to keep is the character
     from bench.core import files
     from bench.execution.options import RunOptions
+    from bench.reporting.formats.numbers import format_plural
     from bench.suite import reader
     from bench.workflows.leaderboard import entries, page
 
@@ -85,10 +86,9 @@ def leaderboard(
         )
         if not _enter(folder, add, card or _write_card(add, model, given), checked, options):
             return 1
-    for path in page.write_leaderboard(
-        entries.read_entries(folder, checked), checked, out or folder
-    ):
-        echo(f"leaderboard: {path}")
+    models = entries.read_entries(folder, checked)
+    for path in page.write_leaderboard(models, checked, out or folder):
+        echo(f"leaderboard: {path} ({format_plural(len(models), 'model')})")
     return 0
 
 

@@ -1,5 +1,6 @@
 """The group that every verb joins, and what all of them share."""
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +12,21 @@ import click
 from bench.core.errors import RecordError, SuiteError
 from bench.core.sanitize import escape_controls
 
+
+class FiniteRange(click.FloatRange):
+    """A number within a range. click's own range accepts "nan", which no bound excludes."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Parse the number, and refuse one that is not finite."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+POSITIVE = FiniteRange(0, min_open=True)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 DATA_DIR = click.option(
     "--data-dir", type=FOLDER, help="Folder of the data sets [$BENCH_DATA_DIR, or user cache]."

@@ -21,6 +21,10 @@ from bench.storage.schema import Piece
 from bench.suite import plan
 
 
+def _count_chunks(k: int) -> str:
+    return f"{k} chunk" if k == 1 else f"{k} chunks"
+
+
 def describe_loaded_suite(
     loaded: LoadedSuite, unfit: Mapping[str, str], options: RunOptions, out: Path
 ) -> Iterator[Event]:
@@ -47,7 +51,7 @@ def describe_loaded_suite(
         why = f"as this folder was created; of {standard} where outcomes depend on the batch"
     yield _explain(
         f"data {data.name}: {data.n} examples of {size}, fingerprint {data.fingerprint[:16]}, in "
-        f"{len(grid)} chunks of at most {min(most, data.n)}, {why}"
+        f"{_count_chunks(len(grid))} of at most {min(most, data.n)}, {why}"
     )
     for label, model in loaded.models.items():
         if label in unfit:
@@ -95,7 +99,8 @@ def describe_units(
         if not wanted:
             continue
         held = sum(done[cell] for cell in wanted)
-        left = f"{ahead.get(number, 0)} chunks of examples are run"
+        ahead_here = ahead.get(number, 0)
+        left = f"{_count_chunks(ahead_here)} of examples {'is' if ahead_here == 1 else 'are'} run"
         text = f"{held} of {len(wanted) * loaded.data.n} outcomes are on disk, {left}"
         yield _explain(f"{name}: {text}", **about)
     if shard != WHOLE:

@@ -38,7 +38,7 @@ class Display:
         """Return the robust accuracies by attack and eps, as the command line prints them."""
         screen = Console(
             file=io.StringIO(), width=WIDTH, color_system=None, markup=False, emoji=False,
-            highlight=False,
+            highlight=False, force_jupyter=False,  # in Jupyter it would display, and return ""
         )  # fmt: skip
         terminal.print_accuracies(self.table, screen, self._worst_cases())
         for sentence in self._list_remarks():

@@ -14,7 +14,8 @@ from seeded_nets import SEEDED, write_suite
 from torch import Tensor
 
 import bench
-from bench.analysis import certified
+from bench import cli
+from bench.analysis import certified, tables
 from bench.analysis.results import RunResults, read_results
 from bench.analysis.results_from_csv import read_results_from_csv
 from bench.analysis.snapshot import take_snapshot
@@ -377,6 +378,26 @@ def test_every_page_that_shows_the_number_names_the_certified_examples(
     shutil.copy(skipping.folder / "provenance.json", tmp_path / "run")
     again = read_results_from_csv(tmp_path / "run")
     assert again.table["certified"].sum() == skipping.table["certified"].sum()
+
+
+def test_a_worst_case_over_an_attack_that_spares_none_names_those_that_do(
+    skipping: RunResults,
+) -> None:
+    worst = skipping.worst[skipping.worst["goal"] == "untargeted"].set_index(["norm", "eps"])
+    count = worst.loc[("linf", 0.004), "certified"]
+    assert worst.loc[("linf", 0.004), "certified_by"] == "PGD, AA"  # the search attacks them, too
+    assert worst.loc[("linf", 0.01), "certified_by"] == ""
+    text = skipping._repr_html_()
+    assert f"{count} of 40 certified, not attacked by PGD, AA" in text
+
+
+def test_a_cell_without_a_certified_example_says_that_it_leaves_none_out(
+    skipping: RunResults,
+) -> None:
+    cell = next(each for each in skipping.plan if tables.CERTIFIED_TRAIT in each.traits)
+    none = pd.DataFrame({"certified": [False] * 40})
+    said = tables._describe_certified(cell, none)["caveats"]
+    assert said == "None of 40 examples is certified at this eps, so that none was left out."
 
 
 def test_a_published_page_and_its_tables_name_the_certified_examples(

@@ -110,7 +110,7 @@ def test_the_reasons_name_every_kind_of_decision(verbose: tuple[Path, Result]) -
     assert "rows a pass, by the memory that one row takes" in printed
     assert "preflight found nothing wrong" in printed
     assert "skipped at eps 0.1: the attack needs 3 channels, the images have 1" in printed
-    assert "lenet · fgsm: 0 of 24 outcomes are on disk, 1 chunks of examples are run" in printed
+    assert "lenet · fgsm: 0 of 24 outcomes are on disk, 1 chunk of examples is run" in printed
     assert "why: lenet, in float32: an accelerated model is attacked" in printed
     assert "no accelerated model is attacked: the attack has a loop of its own" in printed
     assert "failed at 2 eps in one stream" in printed

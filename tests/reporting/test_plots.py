@@ -182,6 +182,18 @@ def test_an_attack_and_its_reference_share_a_colour_but_not_a_line_style() -> No
     assert (ours.get_linestyle(), reference.get_linestyle()) == ("-", "--")
 
 
+def test_attacks_without_a_cell_at_eps_0_keep_their_line_style() -> None:
+    table = made_up()
+    without = table[table["eps"] > 0]
+    styles = [
+        [line.get_linestyle() for line in figure.axes[0].get_lines()]
+        for rows in (table, without)
+        for figure in [figures.plot_accuracy_curves(rows, "LeNet", "linf")]
+    ]
+    assert styles[0] == styles[1]
+    assert "-" in styles[1]
+
+
 def test_targeted_cells_are_no_curves_of_robust_accuracy() -> None:
     table = made_up()
     table["goal"] = "targeted"

@@ -310,3 +310,10 @@ def test_the_heat_map_has_the_percent_of_every_class_at_every_eps() -> None:
     ]  # fmt: skip
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "0.1"]
     assert list(iter_class_figures(make_classes({0: (9, 10), 1: (0, 10)}, idle=(1,)))) == []
+
+
+def test_the_sentence_on_the_worst_class_counts_the_classes_that_it_leaves_out() -> None:
+    frame = make_classes({0: (0, 10), 1: (5, 10), 2: (8, 10)}, idle=(0,))
+    (sentence,) = class_view.describe_worst_classes(frame)
+    assert "worst class kind 1" in sentence
+    assert sentence.endswith("1 class left out, of which no example could be attacked")

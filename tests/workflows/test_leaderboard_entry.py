@@ -194,6 +194,7 @@ def test_a_plan_takes_a_suite_with_a_model(folder: Path) -> None:
 
 def test_a_card_that_lacks_texts_is_written_and_says_what_to_fill_in(folder: Path) -> None:
     (folder / "mine" / "card.toml").unlink()
+    shutil.rmtree(folder / "board" / "entries")
     first = bench(*ADD, "mine", "--licence", "MIT")
     assert first.exit_code == 2
     assert (
@@ -250,6 +251,14 @@ def test_a_name_that_another_model_has_is_refused(folder: Path) -> None:
     assert "expected no other model of the name 'My Net'" in said(result)
     assert bench(*ADD, "other", "--name", "LeNet", *TEXTS).exit_code == 0
     assert len(list((folder / "board" / "entries").iterdir())) == 2
+
+
+def test_a_model_that_is_on_the_board_under_another_name_is_refused(folder: Path) -> None:
+    result = bench(*ADD, "mine", "--name", "again", *TEXTS)
+    assert result.exit_code == 2
+    assert "my-net: is the entry of this very model" in said(result)
+    assert len(list((folder / "board" / "entries").iterdir())) == 1
+    assert bench(*ADD, "mine", "--name", "my net", *TEXTS).exit_code == 0  # replaces its entry
 
 
 @pytest.mark.parametrize("words", [("--source", "x"), ("--card", "card.toml")])

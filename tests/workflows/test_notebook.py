@@ -37,6 +37,7 @@ def test_the_shipped_notebook_runs_and_shows_what_it_says() -> None:
     assert 0 < len(records) <= 5
     assert "worst case" in repr(run)
     assert isinstance(figure, Figure)
+    assert figure._repr_png_().startswith(b"\x89PNG")  # pyplot, which would show it, is not loaded
     assert worst["attacks"].eq(4).all()
 
 
@@ -63,6 +64,15 @@ def test_an_evaluation_prints_its_accuracies_and_findings(
         found.plot("x")
     with pytest.raises(bench.SuiteError, match="no attack on 'Sequential' in 'l2'; known: linf"):
         found.plot(norm="l2")
+
+
+def test_a_notebook_shows_a_result_once(
+    few: tuple[nn.Module, torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = bench.evaluate(*few, attack="fgsm", eps=[0.1])
+    text = repr(found)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert repr(found) == text  # rich would display it beside the table and return nothing
 
 
 def test_labels_are_escaped_in_a_notebook(

@@ -20,7 +20,14 @@ from bench.core.contracts.types import BALLS
 from bench.engine.threats.registry import find_threat
 from bench.evaluation import metrics
 from bench.reporting.formats.numbers import format_norm, format_number, format_text, map_eps_texts
-from bench.reporting.plots.style import OWN, PALETTE, STYLE, plot_message, shorten
+from bench.reporting.plots.style import (
+    OWN,
+    PALETTE,
+    STYLE,
+    DisplayedFigure,
+    plot_message,
+    shorten,
+)
 
 MARKERS = "osD^vPX<>phd"
 REFERENCE_MARKERS = "x+1234"
@@ -118,8 +125,8 @@ def _curves(rows: pd.DataFrame) -> list[AccuracyCurve]:
         failed = int((cells["status"] == "failed").sum())
         note = f" ({failed} failed)" if failed else ""
         note += _note_certified(cells)
-        cells = _with_clean_point(cells, smallest)
         library = str(cells["implementation"].iloc[0])
+        cells = _with_clean_point(cells, smallest)
         family = _family(str(label), library)
         curve = AccuracyCurve([shorten(label)], [note], library == OWN, family, cells)
         counts = cells[["eps", "n", "robust_correct"]].fillna(-1).itertuples(index=False, name=None)
@@ -213,7 +220,7 @@ def _lines(
     norm: str,
     names: dict[float, str],
 ) -> Figure:
-    figure = Figure(figsize=(8.0, 4.4), layout="constrained")
+    figure = DisplayedFigure(figsize=(8.0, 4.4), layout="constrained")
     axes = figure.subplots()
     handles, labels = [], []
     for curve, look in zip(curves, _looks(curves), strict=True):
@@ -269,7 +276,7 @@ def select_ticks(values: Iterable[float]) -> list[float]:
 
 def _points(curves: Sequence[AccuracyCurve], others: Sequence[ReferenceCurve]) -> Figure:
     lines = sum(_legend_text(curve).count("\n") + 1 for curve in curves)
-    figure = Figure(figsize=(7.0, 1.3 + 0.34 * lines))
+    figure = DisplayedFigure(figsize=(7.0, 1.3 + 0.34 * lines))
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
     for place, (curve, look) in enumerate(zip(curves, _looks(curves), strict=True)):

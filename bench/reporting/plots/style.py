@@ -1,5 +1,6 @@
 """Define the look of all figures, readable in print and in greyscale."""
 
+import io
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -36,6 +37,19 @@ STYLE: dict[Any, Any] = {
     "image.composite_image": False,
 }
 PALETTE: list[tuple[float, float, float]] = sns.color_palette("colorblind")
+
+
+class DisplayedFigure(Figure):
+    """A figure that a notebook shows as an image.
+
+    Matplotlib tells notebooks how to show figures only where pyplot is imported; elsewhere they
+    print its name.
+    """
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
 
 
 def shorten(label: Any, width: int = 32) -> str:
@@ -98,6 +112,6 @@ def plot_message(sentence: str) -> Figure:
     Returns:
         The figure.
     """
-    figure = Figure(figsize=(6.0, 1.2))
+    figure = DisplayedFigure(figsize=(6.0, 1.2))
     figure.text(0.5, 0.5, sentence, ha="center", va="center", wrap=True)
     return figure

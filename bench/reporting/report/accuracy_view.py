@@ -100,7 +100,10 @@ def describe_certified(row: Row) -> str:
     count = row.get("certified")
     if is_missing(count) or not count:
         return ""
-    return f"{int(count)} of {int(row['n'])} certified, not attacked"
+    by = row.get("certified_by")
+    return f"{int(count)} of {int(row['n'])} certified, not attacked" + (
+        "" if is_missing(by) or not by else f" by {format_text(by)}"
+    )
 
 
 def list_certified(table: pd.DataFrame) -> list[str]:

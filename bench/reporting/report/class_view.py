@@ -89,8 +89,7 @@ def _compare(row: Row, notes: Footnotes) -> list[str]:
     """Format the worst and the best class, with what qualifies the worst in a footnote."""
     reasons = []
     if row["unattacked"]:
-        left_out = _count_classes(row["unattacked"])
-        reasons.append(f"{left_out} left out, of which no example could be attacked")
+        reasons.append(_describe_left_out(row))
     if row["spread"] == 0:
         reasons.insert(0, f"all classes alike, {format_percent(row['robust_accuracy'])}")
         return [f"{DASH} {notes.mark('; '.join(reasons))}", *[DASH] * 4]
@@ -105,6 +104,10 @@ def _compare(row: Row, notes: Footnotes) -> list[str]:
         _format_wrong(row),
         f"{format_text(row['best_class_name'])}: {format_rate(*best[:2], best.low, best.high)}",
     ]
+
+
+def _describe_left_out(row: Row) -> str:
+    return f"{_count_classes(row['unattacked'])} left out, of which no example could be attacked"
 
 
 def _count_classes(k: int, which: str = "") -> str:
@@ -168,4 +171,4 @@ def _sentence(row: Row) -> str:
         f"{where}: worst class {format_text(row['worst_class_name'])}{others}, robust accuracy "
         f"{rate}, {format_count(row['robust_correct'], row['n'])}; spread between classes "
         f"{100 * row['spread']:.1f} pp"
-    )
+    ) + (f"; {_describe_left_out(row)}" if row["unattacked"] else "")

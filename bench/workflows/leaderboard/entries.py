@@ -76,7 +76,7 @@ def entry_folder(board: Path, card: ModelCard) -> Path:
 
 
 def check_place(folder: Path, card: ModelCard, claimed: Snapshot) -> None:
-    """Check that a model does not take the place of another one of the same name.
+    """Check that a model takes no other one's place, and has no place under another name.
 
     Args:
         folder: Folder of its entry.
@@ -84,13 +84,21 @@ def check_place(folder: Path, card: ModelCard, claimed: Snapshot) -> None:
         claimed: Its outcomes.
 
     Raises:
-        SuiteError: The entry there is of another model.
-        RecordError: The entry there is damaged.
+        SuiteError: The entry there is of another model, or another entry is of this one, which
+            would be ranked twice and count twice in the correction for all pairs.
+        RecordError: An entry is damaged.
     """
+    own = claimed.models[0].fingerprint
+    for path in sorted(folder.parent.glob(f"*/{OUTCOMES}")):
+        if path.parent != folder and snapshot_file.read_snapshot(path).models[0].fingerprint == own:
+            raise SuiteError(
+                f"{path.parent}: is the entry of this very model (fingerprint {own[:16]}); give "
+                "its name to replace it, or delete that folder to enter the model under another"
+            )
     if not (folder / OUTCOMES).exists():
         return
     there = snapshot_file.read_snapshot(folder / OUTCOMES).models[0].fingerprint
-    if there != claimed.models[0].fingerprint:
+    if there != own:
         raise SuiteError(
             f"{folder}: expected no other model of the name '{card.name}', got one of fingerprint "
             f"{there[:16]}; choose another name with --name or in the card, or delete that folder "

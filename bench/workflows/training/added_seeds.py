@@ -84,10 +84,11 @@ def find_training(
 def _compare_recipes(recipe: Recipe, published: Mapping[str, Any]) -> str:
     """Name the first field that affects the weights and differs; "" if there is none.
 
-    A card that is older than a field has the field's default.
+    A card that is older than a field has the field's default. The name comes last: it is that of
+    the recipe's file and says less than a value.
     """
     wanted = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    for field in dataclasses.fields(Recipe):
+    for field in sorted(dataclasses.fields(Recipe), key=lambda field: field.name == "name"):
         if field.name == "seed" or not (field.repr or field.name == "store"):
             continue
         there, here = published.get(field.name, field.default), wanted[field.name]

@@ -200,6 +200,15 @@ def test_the_card_of_another_recipe_is_refused(
     assert part in result.output
 
 
+def test_a_recipe_of_another_name_says_first_what_else_differs(best_alone: Path) -> None:
+    other = best_alone / "other.toml"
+    other.write_text(RECIPE.replace("epochs = 1", "epochs = 2"), encoding="utf-8")
+    words = ["train", str(other), "--out", str(best_alone / "out"), "--device", "cpu"]
+    result = CliRunner().invoke(cli.cli, [*words, "--seed", "9"])
+    assert result.exit_code == 2
+    assert "epochs is 1 there and 2 in the recipe" in result.output
+
+
 def test_another_title_and_number_of_seeds_are_the_same_recipe(best_alone: Path) -> None:
     text = RECIPE.replace("seeds = 3", "seeds = 7").replace('"Softmax"', '"Linear"')
     add(best_alone, 9, text=text)
