@@ -14,7 +14,6 @@ from seeded_nets import SEEDED, write_suite
 from torch import Tensor
 
 import bench
-from bench import cli
 from bench.analysis import certified, tables
 from bench.analysis.results import RunResults, read_results
 from bench.analysis.results_from_csv import read_results_from_csv
