@@ -14,6 +14,7 @@ import importlib.util
 import site
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -109,6 +110,36 @@ def _functions(content: bytes) -> dict[tuple[str, int], list[str]]:
             key = getattr(node, "name", "<lambda>"), min(first)
             definitions.setdefault(key, []).append(dump_tree(node))
     return definitions
+
+
+@functools.lru_cache(maxsize=128)
+def _count_definitions(content: bytes) -> Counter[str]:
+    """Count how often a file defines each function, by its qualified name."""
+    counts: Counter[str] = Counter()
+    try:
+        open_: list[tuple[str, ast.AST]] = [("", ast.parse(content))]
+    except (SyntaxError, ValueError, RecursionError):
+        return counts
+    while open_:
+        prefix, node = open_.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            counts[f"{prefix}{node.name}"] += 1
+            prefix += node.name + ("." if isinstance(node, ast.ClassDef) else ".<locals>.")
+        open_ += [(prefix, each) for each in ast.iter_child_nodes(node)]
+    return counts
+
+
+def is_defined_again(content: bytes, name: str) -> bool:
+    """Return whether a file defines a function several times, as in both branches of an `if`.
+
+    Args:
+        content: Bytes of the file.
+        name: Qualified name of the function.
+
+    Returns:
+        True if its name does not say which definition it is.
+    """
+    return _count_definitions(content)[name] > 1
 
 
 def hash_function(content: bytes, name: str, line: int) -> str:

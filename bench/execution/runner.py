@@ -242,7 +242,7 @@ class _Run:
             (unit.task.model, unit.task.spec.norm, first)
             for unit in units
             for first, last in chunks
-            if unit.task.entry.skip_certified and first <= unit.first < last
+            if unit.task.entry.skip_certified and first < unit.last and unit.first < last
         }
         is_own = {
             (task.identity, first): shard.contains(number, at)

@@ -7,9 +7,11 @@ process. Objects that cannot be inspected are described by the name of their typ
 """
 
 import argparse
+import collections
+import contextlib
+import contextvars
 import datetime
 import decimal
-import dis
 import functools
 import hashlib
 import math
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 
 from bench.core import source_hash
 from bench.engine.opaque_model import OpaqueModel
+from bench.models import read_values
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 """Dictionaries of a module's hooks; their keys are arbitrary."""
@@ -43,11 +46,12 @@ _SPELLED = (
     numbers.Number, decimal.Decimal, datetime.date, datetime.timedelta,
 )  # fmt: skip
 _TORCH = ("torch", "numpy")
-_SETTINGS = (argparse.Namespace, types.SimpleNamespace, torch.distributions.Distribution)
+_SETTINGS = (
+    argparse.Namespace, types.SimpleNamespace,
+    torch.distributions.Distribution, torch.utils.data.Dataset,
+)  # fmt: skip
 """Objects of Python and torch that hold nothing but values which a user sets."""
 _GETTERS = (operator.itemgetter, operator.attrgetter, operator.methodcaller)
-_HOLDERS = ("__func__", "func", "fget", "fset", "__wrapped__")
-"""Attributes of descriptors and decorators that hold a function."""
 _OF_CLASSES = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__",
                          "__qualname__", "__firstlineno__", "__static_attributes__",
                          "__annotate_func__", "__annotations_cache__"})  # fmt: skip
@@ -208,6 +212,8 @@ class _Describer:
             return _array(np.asarray(value))
         if isinstance(value, Mapping):
             pairs = [f"{self.describe(key)}:{self.describe(each)}" for key, each in value.items()]
+            if isinstance(value, collections.defaultdict):
+                pairs.append(self.describe(value.default_factory))
             return f"{type(value).__name__}{{{','.join(pairs)}}}"
         if isinstance(value, set | frozenset):
             return f"set{{{','.join(sorted(describe_value(each) for each in value))}}}"
@@ -218,18 +224,29 @@ class _Describer:
         if isinstance(value, _GETTERS):
             return f"{type(value).__name__} {self.describe(value.__reduce__()[1:])}"
         if isinstance(value, torch.Generator):  # its state changes with every pass
-            return f"generator {value.device.type} {value.initial_seed()}"
+            of_torch = value is torch.default_generator  # seeded anew in each process
+            return f"generator {value.device.type} {'' if of_torch else value.initial_seed()}"
         if isinstance(value, Sequence):
             return f"{type(value).__name__}[{','.join(self.describe(each) for each in value)}]"
         if isinstance(value, type):
             return self._class(value)
         if isinstance(value, types.ModuleType):
-            return f"module {value.__name__} {self._code(source_hash.module_file(value))}"
+            return self._module(value)
+        if isinstance(value, torch.jit.ScriptFunction):
+            return describe_program(value)
+        if isinstance(value, contextvars.ContextVar):
+            return f"ContextVar {self.describe(value.get())}"
         if isinstance(value, nn.Module):
             return "; ".join(self.describe_model(value))
         if callable(value) or isinstance(value, functools.partialmethod):
             return self._callable(value)
         return self._object(value)
+
+    def _module(self, module: types.ModuleType) -> str:
+        file = source_hash.module_file(module)
+        name = f"module {module.__name__} {self._code(file)}"
+        values = read_values.read_module(module) if file and source_hash.is_own(file) else {}
+        return f"{name} {self._describe_fields(values)}" if values else name
 
     def _callable(self, value: Any) -> str:
         if isinstance(value, functools.partial | functools.partialmethod):
@@ -249,8 +266,8 @@ class _Describer:
         code = function.__code__
         file = Path(code.co_filename)
         if file.is_file() and not source_hash.is_own(file):
-            bound = self._bound(function) if source_hash.is_of_bench(file) else ""
-            return f"function {function.__qualname__} {_version(function.__module__)}{bound}"
+            name = f"function {function.__qualname__} {_version(function.__module__)}"
+            return f"{name}{self._wrapped(function, file)}"
         content = file.read_bytes() if file.is_file() else b""
         tree = source_hash.hash_function(content, code.co_name, code.co_firstlineno)
         parts = [
@@ -260,23 +277,28 @@ class _Describer:
             self._bound(function) + self._read_values([function]),
         ]
         if not content:  # typed at a prompt or in a notebook: no file has what it refers to
-            parts.append(self._describe_fields(_global_values(function)))
+            parts.append(self._describe_fields(read_values.read_global_variables(function)))
         return (
             f"function({','.join(parts)},{self.describe(getattr(function, '__wrapped__', None))})"
         )
 
     def _read_values(self, functions: Sequence[types.FunctionType]) -> str:
         """Describe the global values that functions read; "" without any."""
-        values = _global_data(functions)
+        values = read_values.read_values(functions)
         return self._describe_fields(values) if values else ""
+
+    def _wrapped(self, function: types.FunctionType, file: Path) -> str:
+        """Describe what a function of bench or of a library is bound to, as a decorator's is."""
+        if source_hash.is_of_bench(file):
+            return self._bound(function)
+        if hasattr(function, "__wrapped__"):
+            return self.describe(function.__wrapped__)
+        return self.describe(read_values.read_bound(function)) if function.__closure__ else ""
 
     def _bound(self, function: types.FunctionType) -> str:
         """Describe the default arguments and the closure of a function."""
-        names, cells = function.__code__.co_freevars, function.__closure__ or ()
-        closure = {name: _cell_content(cell) for name, cell in zip(names, cells, strict=True)}
-        closure.pop("__class__", None)
-        given = [function.__defaults__, function.__kwdefaults__, closure]
-        return self.describe(given) if any(given) else ""
+        bound = read_values.read_bound(function)
+        return self.describe(bound) if bound else ""
 
     def _compiled(self, code: types.CodeType, doc: str | None) -> str:
         """Hash the bytecode of a function whose source no file contains alone."""
@@ -307,10 +329,8 @@ class _Describer:
         if file is not None and not source_hash.is_own(file):
             return f"{kind.__qualname__} {_version(kind.__module__)}"
         if file is not None and "<locals>" not in kind.__qualname__:
-            functions = {k: v for k, v in vars(kind).items() if isinstance(v, types.FunctionType)}
-            bound = {name: text for name, each in functions.items() if (text := self._bound(each))}
-            fields = self._describe_fields(bound | _changeable(kind))
-            read = self._read_values(_class_functions(kind))
+            fields = self._describe_fields(read_values.read_class(kind))
+            read = self._read_values(read_values.list_functions(kind))
             return f"{kind.__qualname__} {self._code(file)} {fields}{read}"
         # Made by a function, or typed at a prompt: no file contains the class as it is.
         own = {name: each for name, each in vars(kind).items() if name not in _OF_CLASSES}
@@ -323,16 +343,29 @@ class _Describer:
             name = f"<{kind.__module__}.{kind.__qualname__}>"
             set_ = vars(value) if isinstance(value, _SETTINGS) else {}
             return f"{name} {self._describe_fields(set_)}" if set_ else name
-        state = dict(getattr(value, "__dict__", {}))
-        for each in kind.__mro__:
-            slots = vars(each).get("__slots__", ())
-            for name in (slots,) if isinstance(slots, str) else slots:
-                if hasattr(value, name):
-                    state[name] = getattr(value, name)
+        state = _read_state(value)
         return f"{self._class(kind)} {self._describe_fields(state)}"
 
 
 # ------------------------------------------------------------------------------------------ leaves
+
+
+def _read_state(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object; of a library's, what it is pickled as, if it says so."""
+    kind = type(value)
+    file = source_hash.module_file(kind.__module__)
+    if file is not None and not source_hash.is_own(file):
+        ways = ("__reduce__", "__reduce_ex__", "__getstate__")
+        if any(getattr(kind, way) is not getattr(object, way) for way in ways):
+            with contextlib.suppress(Exception):  # foreign code, or an object that is not pickled
+                return {"state": value.__reduce_ex__(2)[1:3]}
+    state = dict(getattr(value, "__dict__", {}))
+    for each in kind.__mro__:
+        slots = vars(each).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(value, name):
+                state[name] = getattr(value, name)
+    return state
 
 
 def _scalar(value: Any) -> str:
@@ -373,100 +406,6 @@ def _array(array: Any) -> str:
     return f"{array.dtype.str} {array.shape} {hashlib.sha256(content).hexdigest()}"
 
 
-def _codes(code: types.CodeType) -> list[types.CodeType]:
-    """List the code of a function and of the functions inside it."""
-    inside = [each for each in code.co_consts if isinstance(each, types.CodeType)]
-    return [code, *(each for one in inside for each in _codes(one))]
-
-
-def _names(code: types.CodeType, instruction: str) -> set[str]:
-    """Collect the variables that an instruction names, also in functions inside."""
-    return {
-        step.argval
-        for each in _codes(code)
-        for step in dis.get_instructions(each)
-        if step.opname == instruction
-    }
-
-
-def _global_values(function: types.FunctionType) -> dict[str, Any]:
-    """Return the global variables that a function reads, also in functions inside it."""
-    names = sorted(_names(function.__code__, "LOAD_GLOBAL"))
-    return {name: function.__globals__[name] for name in names if name in function.__globals__}
-
-
-def _global_data(functions: Sequence[types.FunctionType]) -> dict[str, list[Any]]:
-    """Collect the global values that functions read, directly or by what they call.
-
-    Functions, classes and modules of the user are followed, as their files are hashed already;
-    what they hold may have been computed when a file was imported, or set since. Variables that
-    one of the functions assigns are left out, as every pass changes them.
-    """
-    values: dict[str, list[Any]] = {}
-    assigned, seen, open_ = set[str](), set[int](), [*functions]
-    while open_:
-        function = open_.pop()
-        file = Path(function.__code__.co_filename)
-        if id(function) in seen or not file.is_file() or not source_hash.is_own(file):
-            continue
-        seen.add(id(function))
-        assigned |= {f"{file.name}:{name}" for name in _names(function.__code__, "STORE_GLOBAL")}
-        for name, value in _read_globals(function):
-            if isinstance(value, types.FunctionType) and value.__name__ == name.split(".")[-1]:
-                open_.append(value)
-            elif isinstance(value, type):
-                open_ += [each for base in value.__mro__ for each in _class_functions(base)]
-            elif not isinstance(value, types.ModuleType):
-                values.setdefault(f"{file.name}:{name}", []).append(value)
-    return {name: value for name, value in values.items() if name not in assigned}
-
-
-def _read_globals(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield the global variables that a function reads, and those of the modules among them."""
-    attributes = {each for code in _codes(function.__code__) for each in code.co_names}
-    open_, seen = [*_global_values(function).items()], set[int]()
-    while open_:
-        name, value = open_.pop()
-        yield name, value
-        file = source_hash.module_file(value) if isinstance(value, types.ModuleType) else None
-        if file is not None and source_hash.is_own(file) and id(value) not in seen:
-            seen.add(id(value))
-            inside = sorted(attributes & {*vars(value)})
-            open_ += [(f"{name}.{each}", vars(value)[each]) for each in inside]
-
-
-def _class_functions(kind: type) -> list[types.FunctionType]:
-    """List the functions of a class, also those of its properties and static methods."""
-    parts: list[Any] = []
-    for each in vars(kind).values():
-        parts += [each, *(getattr(each, name, None) for name in _HOLDERS)]
-    return [each for each in parts if isinstance(each, types.FunctionType)]
-
-
-def _cell_content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None
-
-
-def _changeable(kind: type) -> dict[str, Any]:
-    """Return what a program may have set on a class whose file is described: values and methods.
-
-    A method under its own name is that of the file.
-    """
-    return {
-        name: value
-        for name, value in vars(kind).items()
-        if not name.startswith("__")
-        and (
-            value.__qualname__ != f"{kind.__qualname__}.{name}"
-            if isinstance(value, types.FunctionType)
-            else isinstance(value, _SCALARS)
-        )
-    }
-
-
 def _representation(model: nn.Module) -> str:
     try:
         return _ADDRESS.sub("", repr(model))
@@ -481,11 +420,11 @@ def _state(model: nn.Module) -> dict[str, Any]:
         return {}
 
 
-def describe_program(program: torch.jit.ScriptModule) -> str:
+def describe_program(program: "torch.jit.ScriptModule | torch.jit.ScriptFunction[Any, Any]") -> str:
     """Hash the graph of a TorchScript program.
 
     Args:
-        program: The program.
+        program: The program: a module or a function.
 
     Returns:
         64 hexadecimal digits, independent of source locations; empty without a forward.

@@ -158,15 +158,16 @@ def robustness(request: pytest.FixtureRequest) -> Iterator[RobustnessFixture]:
     Yields:
         A callable that attacks a model; its method `suite` runs a suite.
     """
-    from bench.core.files import slug
+    from bench.core import files
 
     marker = request.node.get_closest_marker(MARKER)
     suite = marker.kwargs.get("suite") if marker else None
     where = Path(request.config.getoption("--robustness-dir"))
     place = where if where.is_absolute() else request.config.rootpath / where
     note = request.node.user_properties.append
-    fixture = RobustnessFixture(
-        place / slug(request.node.nodeid), suite, lambda name, value: note((name, value))
-    )
+    test = request.node.nodeid
+    # Many names of tests give one slug: they differ in punctuation, or beyond its length.
+    folder = place / f"{files.slug(test)}-{files.short_hash(test.encode())[:8]}"
+    fixture = RobustnessFixture(folder, suite, lambda name, value: note((name, value)))
     yield fixture
     fixture.finish()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench import api
 from bench.core.contracts.dataset import Data
 from bench.core.errors import RobustnessWarning, SuiteError, nearest
-from bench.core.files import write_atomic
+from bench.core.files import remove, write_atomic
 from bench.core.validation import parse_fraction
 from bench.datasets import image_files
 from bench.datasets.as_data import as_data
@@ -210,6 +210,8 @@ def format_interval(rate: metrics.Rate) -> str:
 def _saved(found: api.Evaluation, levels: Sequence[Level], data: Data, folder: Path) -> Path:
     """Table, records and the first fooled examples, before and after, as images."""
     assert found.adversarial is not None
+    for path in folder.glob("eps-*/*.png"):  # of an earlier session
+        remove(path)
     for name, frame in (("table", found.table), ("records", found.records)):
         write_atomic(folder / f"{name}.csv", spreadsheet.to_csv(frame))
     for at, level in enumerate(levels):

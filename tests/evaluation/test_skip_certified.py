@@ -455,3 +455,25 @@ def test_shards_certify_what_they_attack_and_merge_into_the_whole_run(
     pd.testing.assert_frame_equal(
         *(run.certified.table.drop(columns="seconds") for run in (one, other))
     )
+
+
+def test_two_labels_of_one_model_both_leave_certified_examples_out(tmp_path: Path) -> None:
+    twin = '[[models]]\nname = "net.py:net"\nlabel = "twin"\n'
+    text = HEAD.format(top="skip_certified = true") + twin + attack("fgsm", eps=0.004)
+    table = run_suite(tmp_path, text).table
+    assert table["certified"].tolist()[0] == table["certified"].tolist()[1] > 0
+
+
+def test_a_shard_certifies_all_of_a_unit_that_is_larger_than_a_chunk_of_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a folder that was created on a GPU."""
+    monkeypatch.setattr(chunk_sizes, "CHUNK_EXAMPLES", 10)
+    text = HEAD.format(top="skip_certified = true").replace('"ibp", ', "")
+    suite = read(text + attack("fgsm", eps=0.004), tmp_path)
+    shard = sharding.Shard(1, 2)
+    options = RunOptions(device="cpu", shard=shard, chunk_examples=20)
+    runner.run_suite(suite, shard.folder(tmp_path), options)
+    paths = (shard.folder(tmp_path) / "records").glob("*.certificates")
+    certified_examples = {example for path in paths for example in pd.read_parquet(path)["example"]}
+    assert {*range(20)} <= certified_examples

@@ -122,6 +122,29 @@ def test_robust(robustness):
         assert [picture.getpixel(at) for at in ends] == [112, 112, 138, 138]  # 0.44, 0.54 in 8 bits
 
 
+def test_each_test_keeps_its_own_and_what_is_fooled_now(pytester: pytest.Pytester) -> None:
+    """Two names may give one name of a folder, and an earlier session may have left images."""
+    body = """
+@pytest.mark.parametrize("eps", [0.1, 0.3])
+def test_{name}(robustness, eps):
+    robustness(net(), x[{of}], y[{of}], eps=eps, **ASKED).at_least(0.999)
+
+def test_{name}_0_1(robustness):
+    robustness(net(), x[5:], y[5:], eps=0.1, **ASKED).at_least(0.999)
+"""
+    long = "robust_" * 12
+    for of in (":", "5:"):
+        assert run_tests(pytester, body.format(name=long, of=of))[0] == {"failed": 3}
+    folders = [*(pytester.path / "robustness-report").iterdir()]
+    assert len(folders) == 3
+    pictures = [sorted(path.name for path in each.rglob("*.png")) for each in folders]
+    assert sorted(pictures) == [
+        ["0-1-to-0.png"],
+        ["0-1-to-0.png"],
+        ["0-1-to-0.png", "1-1-to-0.png", "2-1-to-0.png"],
+    ]
+
+
 def test_the_fixture_takes_arrays_and_loaders_as_bench_evaluate_does(
     pytester: pytest.Pytester,
 ) -> None:

@@ -261,6 +261,36 @@ def test_a_violation_or_a_cell_without_a_number_keeps_a_model_out(folder: Path) 
     ]
 
 
+def test_votes_that_a_claim_does_not_state_keep_a_model_out(tmp_path: Path) -> None:
+    """The settings of a claim are text; those of the model that the card builds decide."""
+    votes = 'name = "lenet"\npredictions = 3'
+    (tmp_path / "tiny.toml").write_text(SUITE.replace('name = "lenet"', votes))
+    (tmp_path / "card.toml").write_text(
+        CARD.replace('[model]\nname = "lenet"', f"[model]\n{votes}")
+    )
+    bench.run(tmp_path / "tiny.toml", out=tmp_path / "run", device="cpu")
+    claimed = admission.read_claim(tmp_path / "run", "LeNet")
+    suite = reader.parse_suite(SUITE, "here", tmp_path)
+    wanted = entries.declared_settings(suite)
+    silent = [dataclasses.replace(task, settings={**wanted[task.attack]}) for task in claimed.tasks]
+    result = admission.admit_model(
+        model_card.read_card(tmp_path / "card.toml"),
+        dataclasses.replace(claimed, tasks=silent),
+        suite,
+        RunOptions(device="cpu", limit=10),
+    )
+    assert result.snapshot is None
+    assert "run again: FGSM: predictions: expected 1, got 3" in result.problems
+
+
+def test_a_card_with_a_detector_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    """What it rejects would count as robust, beside models that classify every image."""
+    table = '{ output = "score", threshold = 9.0, rejected = "robust" }'
+    (tmp_path / "card.toml").write_text(f"{CARD}detector = {table}\n")
+    with pytest.raises(SuiteError, match=r"model\.detector: .* classify every image"):
+        model_card.read_card(tmp_path / "card.toml")
+
+
 def test_files_of_ones_own_start_from_the_cards_folder(folder: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -402,14 +402,14 @@ def read_certified_ids(
         RecordError: As `read_certificates`.
     """
     found: dict[tuple[str, str, float], set[int]] = {}
-    bounds_of = {task.identity: task for task in tasks if task.smoothing is None}
-    for about, frame in read_certificates(folder) if bounds_of else ():
-        task = bounds_of.get(about["identity"])
-        if task is None or is_smoothed(about):
-            continue
-        for eps in task.eps:
-            ids = found.setdefault((task.model, task.norm, eps), set())
-            ids.update(frame["example"][frame["certified"] & (frame["eps"] == eps)].tolist())
+    bounds = [task for task in tasks if task.smoothing is None]
+    for about, frame in read_certificates(folder) if bounds else ():
+        for task in bounds:  # several labels of one model have one identity
+            if task.identity != about["identity"] or is_smoothed(about):
+                continue
+            for eps in task.eps:
+                ids = found.setdefault((task.model, task.norm, eps), set())
+                ids.update(frame["example"][frame["certified"] & (frame["eps"] == eps)].tolist())
     return found
 
 

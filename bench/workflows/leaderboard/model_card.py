@@ -56,7 +56,13 @@ def read_card(path: Path) -> ModelCard:
     raw = parse_toml(read_text(path, "a model's card"), str(path))
     card: ModelCard | None = check.fill(ModelCard, raw, "")
     entry: ModelEntry | None = None
-    if "model" in raw:
+    if isinstance(raw.get("model"), dict) and "detector" in raw["model"]:
+        check.say(
+            "model.detector",
+            "expected none, since a leaderboard ranks models that classify every image; take the "
+            "key out",
+        )
+    elif "model" in raw:
         entry = check.fill(ModelEntry, raw["model"], "model")
     check.stop_if_wrong()
     assert card is not None
