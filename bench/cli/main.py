@@ -19,7 +19,19 @@ class FiniteRange(click.FloatRange):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Parse the number, and refuse one that is not finite."""
+        """Parse the number, and refuse one that is not finite.
+
+        Args:
+            value: What was given.
+            param: The option, for the message.
+            ctx: Context of the command, likewise.
+
+        Returns:
+            The number.
+
+        Raises:
+            click.BadParameter: It is no finite number within the range.
+        """
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
