@@ -4,7 +4,8 @@ Read `lenet` first (`efficientnet_lite` is shared by several). `preprocessing` a
 a model, `wrapping`, `outputs` and `maite_models` make one of what users have, `preflight/` checks
 it before it is attacked, `fingerprint` identifies what it computes (`read_values` finds what its
 code reads), `serialized/` loads exported programs, `adapters/` holds one file per other library,
-`weights/` the shipped weights (`published_weights`). Imports `core`, `engine`, `attacks` and `datasets`.
+`weights/` the shipped weights (`published_weights`). Imports `core`, `engine`, `attacks` and
+`datasets`.
 """
 
 from functools import partial

@@ -49,6 +49,19 @@ def test_a_figure_without_room_for_its_axes_is_enlarged(tmp_path: Path) -> None:
     assert f'width="{int(72 * figure.get_figwidth())}.' in svg.read_text(encoding="utf-8")
 
 
+def test_a_large_plot_is_stored_with_a_palette_as_well(tmp_path: Path) -> None:
+    figure = Figure(figsize=(8, 20))
+    figure.subplots().imshow(np.linspace(0, 1, 64).reshape(8, 8), cmap="Blues", aspect="auto")
+    png, _ = save_figure(figure, tmp_path / "heat-map")
+    whole = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(whole, format="png")
+    difference = np.abs(decode(whole.getvalue()).astype(int) - decode(png.read_bytes()))
+    assert Image.open(io.BytesIO(png.read_bytes())).mode == "P"
+    assert difference.shape[0] * difference.shape[1] > 3_000_000
+    assert difference.mean() < 0.5
+
+
 def test_a_picture_of_at_most_256_colours_keeps_every_pixel() -> None:
     levels = np.arange(256).reshape(16, 16)
     pixels = np.stack([levels, 255 - levels, levels // 2], -1)
