@@ -1,5 +1,6 @@
 """What bench.evaluate finds out before its attack is bounded by passes, kept, and forgotten."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +17,12 @@ from bench.evaluation.audit import gradient_check
 from bench.models.preflight import checks
 
 Digits = tuple[Tensor, Tensor]
-ROWS: list[int] = []
+HIDDEN = threading.local()
+"""What no fingerprint sees, as Python does not show what is in it."""
+HIDDEN.rows = []
 """Rows of each forward and of each backward pass of a counted model or a copy of it."""
-SCALE = {"logits": 1.0, "gradient": 1.0}
-"""What every counted model multiplies logits and gradients by, which no fingerprint sees."""
+HIDDEN.scale = {"logits": 1.0, "gradient": 1.0}
+"""What every counted model multiplies logits and gradients by."""
 TIMES = ["seconds", "verify_seconds", "examples_per_second", "floor_ratio"]
 
 
@@ -30,8 +33,8 @@ class _Counting(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        ROWS.append(len(gradient))
-        return SCALE["gradient"] * gradient
+        HIDDEN.rows.append(len(gradient))
+        return HIDDEN.scale["gradient"] * gradient
 
 
 class Counted(nn.Module):
@@ -42,9 +45,9 @@ class Counted(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        ROWS.append(len(x))
+        HIDDEN.rows.append(len(x))
         logits: Tensor = self.net(_Counting.apply(x))
-        return SCALE["logits"] * logits
+        return HIDDEN.scale["logits"] * logits
 
 
 class Pair(Counted):
@@ -70,13 +73,13 @@ def setup_passes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[float, 
     attack = crafting.stream.run_attack
 
     def started(*given: Any, **named: Any) -> Any:
-        before.append(sum(ROWS))
+        before.append(sum(HIDDEN.rows))
         return attack(*given, **named)
 
     monkeypatch.setattr(crafting.stream, "run_attack", started)
 
     def measure(model: nn.Module, data: Digits, **settings: Any) -> tuple[float, bench.Evaluation]:
-        ROWS.clear()
+        HIDDEN.rows.clear()
         before.clear()
         chosen = {
             "attack": "pgd", "eps": 0.1, "params": {"steps": 10}, "stop": "never", "device": "cpu",
@@ -240,7 +243,7 @@ def test_a_change_that_no_fingerprint_sees_is_seen_in_the_answers(
 
     assert findings() == findings() == ()
     assert len(calls) == 1
-    monkeypatch.setitem(SCALE, "logits", 1e-6)
+    monkeypatch.setitem(HIDDEN.scale, "logits", 1e-6)
     with pytest.warns(bench.RobustnessWarning):
         assert any("(flat)" in each for each in findings())
     assert len(calls) == 2
@@ -256,14 +259,14 @@ def test_a_change_of_the_gradient_alone_is_found_in_the_second_call(
         return bench.evaluate(counted, *first(digits, 16), attack="fgsm", device="cpu").findings
 
     assert findings() == ()
-    monkeypatch.setitem(SCALE, "gradient", scale)
+    monkeypatch.setitem(HIDDEN.scale, "gradient", scale)
     with pytest.warns(bench.RobustnessWarning):
         masked = findings()
     assert any(finding in each for each in masked)
     process_cache.clear()
     with pytest.warns(bench.RobustnessWarning):
         assert findings() == masked
-    monkeypatch.setitem(SCALE, "gradient", 1.0)
+    monkeypatch.setitem(HIDDEN.scale, "gradient", 1.0)
     assert findings() == ()
 
 
