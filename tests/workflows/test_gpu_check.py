@@ -18,7 +18,7 @@ from bench.cli import cli
 from bench.engine import cuda_graphs
 from bench.engine.resident_rows import copy_changed
 from bench.workflows.gpu_check import captures, check, passes, race
-from bench.workflows.gpu_check.setup import TINY, Job, Setup
+from bench.workflows.gpu_check.setup import TINY, Job, Setup, build_net
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -28,6 +28,17 @@ CPU = torch.device("cpu")
 def setup(digits: Any) -> Setup:
     x, y = digits
     return Setup(CPU, x[:4], y[:4], TINY, time.monotonic() + 1000)
+
+
+def test_networks_have_the_same_random_weights_each_time_and_leave_the_global_generator() -> None:
+    with torch.random.fork_rng():
+        before = torch.get_rng_state()
+        first = build_net("softmax", CPU)
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.manual_seed(5)
+        second = build_net("softmax", CPU)
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.fixture

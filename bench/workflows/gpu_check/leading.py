@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.core import registry
 from bench.core.contracts.types import Precision
 from bench.engine import timing
 from bench.engine.acceleration import accelerate
@@ -15,7 +14,7 @@ from bench.evaluation.crafting import Examples, craft
 from bench.evaluation.judge import judge
 from bench.evaluation.verify import craft_and_verify, is_success, predict_output
 from bench.workflows.gpu_check.passes import LARGE_NET, list_precisions
-from bench.workflows.gpu_check.setup import Job, Setup, make_spec
+from bench.workflows.gpu_check.setup import Job, Setup, build_net, make_spec
 
 EPS, STEPS = 2 / 255, 10
 ROUNDS = 2
@@ -39,8 +38,7 @@ def list_jobs(setup: Setup) -> Iterator[Job]:
 def _make_inputs(setup: Setup) -> tuple[nn.Module, Examples]:
     """Make a network with random weights, and images whose labels are its clean predictions."""
     n, side = setup.sizes.large[-1], setup.sizes.side
-    net: nn.Module = registry.find("models", LARGE_NET).build()
-    net = net.eval().requires_grad_(False).to(setup.device)
+    net = build_net(LARGE_NET, setup.device)
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(n, 3, side, side, generator=generator).to(setup.device)
     clean, ids = judge(net, x, n), torch.arange(n, device=setup.device)

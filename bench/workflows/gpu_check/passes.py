@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.core import registry
 from bench.core.contracts.attack import EnsembleAttack
 from bench.core.contracts.types import Precision
 from bench.engine import timing
@@ -23,7 +22,14 @@ from bench.engine.functional.losses import make_objective
 from bench.evaluation.crafting import Examples
 from bench.evaluation.ensemble import run_ensemble
 from bench.evaluation.judge import judge
-from bench.workflows.gpu_check.setup import Job, Setup, load_net, make_spec, run_engine
+from bench.workflows.gpu_check.setup import (
+    Job,
+    Setup,
+    build_net,
+    load_net,
+    make_spec,
+    run_engine,
+)
 
 LARGE_NET = "resnet50"
 ROBUST_WEIGHTS, ROBUST_EPS = "mnist-pgd", 0.3
@@ -117,8 +123,7 @@ def list_precision_jobs(setup: Setup) -> Iterator[Job]:
     Yields:
         Jobs.
     """
-    net: nn.Module = registry.find("models", LARGE_NET).build()
-    net = net.eval().requires_grad_(False).to(setup.device)
+    net = build_net(LARGE_NET, setup.device)
     for size in setup.sizes.large:
         for precision in list_precisions(setup.device):
             for layout in LAYOUTS:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bench.core import registry
 from bench.core.contracts.attack import AttackSpec
+from bench.core.rng import seed_global
 from bench.engine import stream
 from bench.engine.cuda_graphs import CaptureFailures, KeptGraphs, keep_graphs
 from bench.engine.float32_precision import allow_tf32
@@ -119,8 +120,23 @@ def load_net(device: torch.device, weights: str = "mnist") -> nn.Module:
     Returns:
         The model in evaluation mode, its parameters frozen.
     """
-    net: nn.Module = registry.find("models", NET).build()
+    net = build_net(NET, device)
     net.load_state_dict(load_file(WEIGHTS / f"{NET}-{weights}.safetensors"))
+    return net
+
+
+def build_net(name: str, device: torch.device) -> nn.Module:
+    """Build a network with random weights, which are the same each time.
+
+    Args:
+        name: Registered name.
+        device: Where it is placed.
+
+    Returns:
+        The model in evaluation mode, its parameters frozen.
+    """
+    with seed_global("gpu-check", name):  # initialisers know no other generator
+        net: nn.Module = registry.find("models", name).build()
     return net.eval().requires_grad_(False).to(device)
 
 
